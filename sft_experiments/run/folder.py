@@ -1,0 +1,74 @@
+"""The run folder: the interface between planning, training and comparing. One property per file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the folder of one trial, ``outputs/<name>/<label>-<trial id>``. Creating the object touches nothing."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config (YAML); all a worker needs to run the trial again."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What was derived before training: batch arithmetic, steps, origins of values, warnings (JSON)."""
+        return self.path / "plan.json"
+
+    @property
+    def record(self) -> Path:
+        """What happened: see run/record.py (JSON)."""
+        return self.path / "record.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per log event; the local source of truth, trackers are copies."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Sample generations, one JSON object per evaluation and prompt."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def data_report(self) -> Path:
+        """What the data gate saw (JSON)."""
+        return self.path / "data_report.json"
+
+    @property
+    def log(self) -> Path:
+        """Everything the worker printed."""
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The final model and tokenizer, loadable with from_pretrained."""
+        return self.path / "model"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """W&B writes its own `wandb/` folder below this one."""
+        return self.path
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the process that trains here."""
+        return self.path / ".lock"
+
+
+def find_run_folders(root: Path) -> list[RunFolder]:
+    """Every run folder at or below ``root`` (those that hold a record), sorted by path."""
+    return sorted((RunFolder(file.parent) for file in root.rglob("record.json")), key=lambda folder: folder.path)
