@@ -102,6 +102,14 @@ class WandbMode(str, Enum):
     offline = "offline"
 
 
+class TerminalMode(str, Enum):
+    """What a run prints while it trains."""
+
+    auto = "auto"  # a progress bar on a terminal, else plain lines
+    plain = "plain"  # one line per event
+    quiet = "quiet"  # alerts only
+
+
 class Direction(str, Enum):
     minimize = "minimize"
     maximize = "maximize"
@@ -238,6 +246,7 @@ class LoggerConfig:
     trackers: list[str] = MISSING  # any of tensorboard, wandb, trackio
     wandb: WandbConfig = field(default_factory=WandbConfig)
     project: str = MISSING  # trackio's project
+    finish_seconds: float = MISSING  # a tracker that needs longer to close is left behind, with a note in the record
 
 
 @dataclass
@@ -288,6 +297,8 @@ class HealthRuleConfig:
 class MonitorConfig:
     rules: dict[str, HealthRuleConfig] = field(default_factory=dict)
     stall_seconds: Optional[float] = None  # no optimizer step for so long: write all stacks, warn
+    terminal: TerminalMode = MISSING
+    peak_tflops: Optional[float] = None  # of one device in the training precision, for train/mfu; null: looked up
 
 
 @dataclass

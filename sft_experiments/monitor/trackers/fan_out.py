@@ -1,0 +1,125 @@
+"""Send every event to every tracker, and let none of them touch the training.
+
+Each tracker has a daemon thread and a bounded queue. One that raises is switched off; one that hangs loses what no
+longer fits into its queue, and at the end it is left behind after a deadline. Each such case becomes a note for the
+record. metrics.jsonl holds everything in any case.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sft_experiments.monitor.events import Alert, Event, Sample
+from sft_experiments.monitor.secrets import redact_text
+from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings, Tracker
+
+QUEUE_LENGTH = 4096  # events; at one event per second, more than an hour of a tracker that does not answer
+
+
+class Trackers:
+    """All trackers of a run. No method blocks, except ``finish`` (at most ``finish_seconds``), and none raises."""
+
+    def __init__(self, trackers: list[Tracker], finish_seconds: float) -> None:
+        self._finish_seconds = finish_seconds
+        self._notes = _Notes()
+        self._couriers = [_Courier(tracker, self._notes.add) for tracker in trackers]
+
+    def start(self, identity: RunIdentity, settings: Settings) -> None:
+        self._send("start", identity, settings)
+
+    def log(self, event: Event) -> None:
+        self._send("log", dict(event))
+
+    def alert(self, alert: Alert) -> None:
+        self._send("alert", alert)
+
+    def samples(self, samples: list[Sample]) -> None:
+        self._send("samples", samples)
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> list[str]:
+        """Close all trackers, waiting no longer than the deadline for all of them together. Returns every note."""
+        deadline = time.monotonic() + self._finish_seconds
+        for courier in self._couriers:
+            courier.send("finish", status, dict(summary))
+        for courier in self._couriers:
+            courier.wait(deadline)
+        return self._notes.all()
+
+    def take_notes(self) -> list[str]:
+        """The notes since the last call, for the terminal."""
+        return self._notes.take()
+
+    def _send(self, method: str, *arguments: Any) -> None:
+        for courier in self._couriers:
+            courier.send(method, *arguments)
+
+
+class _Notes:
+    """Notes from several threads; each is kept once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._notes: list[str] = []
+        self._taken = 0
+
+    def add(self, note: str) -> None:
+        with self._lock:
+            if (clean := redact_text(note)) not in self._notes:
+                self._notes.append(clean)
+
+    def all(self) -> list[str]:
+        with self._lock:
+            return list(self._notes)
+
+    def take(self) -> list[str]:
+        with self._lock:
+            new, self._taken = self._notes[self._taken :], len(self._notes)
+            return new
+
+
+class _Courier:
+    """One tracker, its thread and its queue."""
+
+    def __init__(self, tracker: Tracker, note: Callable[[str], None]) -> None:
+        self._tracker = tracker
+        self._note = note
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(QUEUE_LENGTH)
+        self._ended = threading.Event()  # finished or failed
+        self._lost = 0
+        threading.Thread(target=self._run, name=f"tracker-{tracker.name}", daemon=True).start()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        if self._ended.is_set():
+            return
+        try:
+            self._queue.put_nowait((method, arguments))
+        except queue.Full:
+            self._lost += 1
+
+    def wait(self, deadline: float) -> None:
+        if not self._ended.wait(max(0.0, deadline - time.monotonic())):
+            self._note(f"{self._tracker.name} did not answer in time and was left behind; metrics.jsonl is complete")
+            threading.Thread(target=self._tracker.abandon, daemon=True).start()
+        if self._lost:
+            self._note(f"{self._tracker.name} was too slow: {self._lost} events are missing there")
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            method, arguments = self._queue.get()
+            try:
+                getattr(self._tracker, method)(*arguments)
+            except BaseException as error:  # anything, also SystemExit: a tracker may only lose its own copy
+                self._note(f"{self._tracker.name} stopped in {method}: {_describe(error)}; metrics.jsonl is complete")
+                self._ended.set()
+            for note in self._tracker.notes:
+                self._note(note)
+            if method == "finish":
+                self._ended.set()
+
+
+def _describe(error: BaseException) -> str:
+    """Class and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,151 @@
+"""TensorBoard: scalars against steps and tokens, texts, and one row per trial in the HParams tab."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_experiments.errors import MissingDependencyError
+from sft_experiments.monitor.events import Alert, Event, Sample, measurements
+from sft_experiments.monitor.metrics_file import NOTHING_KEPT
+from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
+
+HPARAMS = (
+    "model.name",
+    "dataset.name",
+    "dataset.packing",
+    "scheduler.name",
+    "scheduler.warmup_ratio",
+    "train.learning_rate",
+    "train.effective_batch_size",
+    "train.num_train_epochs",
+    "train.max_steps",
+    "train.weight_decay",
+    "train.max_grad_norm",
+    "train.optim",
+    "train.seed",
+    "peft.method",
+    "peft.r",
+)
+"""Columns of the HParams tab, beside the axes of the sweep."""
+
+HPARAM_METRICS = ("best/eval/loss", "best/step", "eval/loss", "eval/train_gap", "eval/exact_match", "train/loss")
+AGAINST_TOKENS = ("train/loss", "eval/loss")
+
+_STATUS = {"completed": "STATUS_SUCCESS", "pruned": "STATUS_SUCCESS", "preempted": "STATUS_RUNNING"}  # else failure
+
+
+class TensorBoardTracker:
+    """Writes event files into the run folder; ``tensorboard --logdir`` on the sweep folder compares all trials."""
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path) -> None:
+        self.notes: list[str] = []
+        self._folder = folder
+        self._last_step = 0
+
+    def start(self, identity: RunIdentity, settings: Settings) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingDependencyError("tensorboard is not installed: pip install tensorboard") from None
+        purge = None if identity.resumed_step == NOTHING_KEPT else identity.resumed_step + 1
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=10)
+        # Same tags, tokens as the step: a run of its own beside the first, because a tag has one step axis.
+        self._by_tokens = SummaryWriter(str(self._folder / "by_tokens"), flush_secs=10)
+        for summary in _session_start(identity, settings):
+            self._writer._get_file_writer().add_summary(summary)
+        self._writer.add_text("config", _table(settings), 0)
+        self._writer.flush()  # a killed run still has its row
+
+    def log(self, event: Event) -> None:
+        step = self._last_step = int(event["step"])
+        for name, value in measurements(event).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.add_scalar("tokens", event["tokens"], step)
+        for name in AGAINST_TOKENS:
+            if name in event:
+                self._by_tokens.add_scalar(name, event[name], int(event["tokens"]))
+
+    def alert(self, alert: Alert) -> None:
+        self._writer.add_text(f"alerts/{alert.rule}", f"**{alert.policy}** {alert.message}", alert.step)
+        self._writer.flush()
+
+    def samples(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            self._writer.add_text(f"samples/{sample.prompt_index}", _sample_text(sample), sample.step)
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        for name in HPARAM_METRICS:
+            if isinstance(value := summary.get(name), int | float):
+                self._writer.add_scalar(name, value, self._last_step)
+        self._writer._get_file_writer().add_summary(_session_end(status))
+        self._writer.close()
+        self._by_tokens.close()
+
+    def abandon(self) -> None:
+        """Nothing to do: the writer's threads are daemons."""
+
+
+def _session_start(identity: RunIdentity, settings: Settings) -> list[Any]:
+    """Summaries for the HParams plugin. Written by hand because torch's ``hparams`` cannot say when and how a run ended."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    names = [*HPARAMS, *(axis for axis in identity.axes if axis not in HPARAMS)]
+    start = plugin_data_pb2.SessionStartInfo(group_name=identity.trial_id, start_time_secs=time.time())
+    experiment = api_pb2.Experiment(
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in HPARAM_METRICS]
+    )
+    for name in names:
+        value = identity.axes.get(name, settings.get(name))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        start.hparams[name].CopyFrom(_as_value(value))
+        kind = api_pb2.DATA_TYPE_FLOAT64 if is_number else api_pb2.DATA_TYPE_STRING
+        experiment.hparam_infos.append(api_pb2.HParamInfo(name=name, type=kind))
+    return [
+        _plugin_summary(metadata.EXPERIMENT_TAG, experiment=experiment),
+        _plugin_summary(metadata.SESSION_START_INFO_TAG, session_start_info=start),
+    ]
+
+
+def _session_end(status: str) -> Any:
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    code = api_pb2.Status.Value(_STATUS.get(status, "STATUS_FAILURE"))
+    end = plugin_data_pb2.SessionEndInfo(status=code, end_time_secs=time.time())
+    return _plugin_summary(metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def _plugin_summary(tag: str, **content: Any) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **content)
+    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
+    return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
+
+
+def _as_value(value: Any) -> Any:
+    from google.protobuf import struct_pb2
+
+    if isinstance(value, bool | str) or value is None:
+        return struct_pb2.Value(string_value="" if value is None else str(value))
+    if isinstance(value, int | float):
+        return struct_pb2.Value(number_value=value)
+    return struct_pb2.Value(string_value=str(value))
+
+
+def _table(settings: Settings) -> str:
+    """The config as a markdown table."""
+    rows = [f"| {key} | `{value}` |" for key, value in settings.items()]
+    return "\n".join(["| key | value |", "|---|---|", *rows])
+
+
+def _sample_text(sample: Sample) -> str:
+    """One generation as markdown; indented lines are shown as they are."""
+    turns = [(str(turn.get("role")), str(turn.get("content"))) for turn in sample.prompt]
+    turns.append(("answer", sample.answer))
+    if sample.reference is not None:
+        turns.append(("reference", sample.reference))
+    return "\n\n".join(f"**{who}**\n\n" + "\n".join(f"    {line}" for line in text.split("\n")) for who, text in turns)

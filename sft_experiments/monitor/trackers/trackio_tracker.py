@@ -1,0 +1,54 @@
+"""trackio: a local dashboard on sqlite (``trackio show``), W&B's calls without an account. An optional extra."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sft_experiments.errors import MissingDependencyError
+from sft_experiments.monitor.events import Alert, Event, Sample
+from sft_experiments.monitor.metrics_file import NOTHING_KEPT
+from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
+
+
+class TrackioTracker:
+    """Writes into trackio's own folder (``TRACKIO_DIR``). Sample generations go to the other trackers only."""
+
+    name = "trackio"
+
+    def __init__(self, project: str) -> None:
+        self.notes: list[str] = []
+        self._project = project
+
+    def start(self, identity: RunIdentity, settings: Settings) -> None:
+        try:
+            import trackio
+        except ImportError:
+            raise MissingDependencyError("trackio is not installed: pip install trackio") from None
+        self._trackio = trackio
+        self._run = trackio.init(
+            project=self._project,
+            name=f"{identity.label} {identity.trial_id}",  # its runs are told apart by name
+            group=identity.sweep or identity.name,
+            config=dict(settings),
+            resume="never" if identity.resumed_step == NOTHING_KEPT else "allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, event: Event) -> None:
+        self._run.log(event, step=int(event["step"]))
+
+    def alert(self, alert: Alert) -> None:
+        level = self._trackio.AlertLevel.ERROR if alert.policy == "stop" else self._trackio.AlertLevel.WARN
+        self._run.alert(alert.rule, text=alert.message, level=level)
+
+    def samples(self, samples: list[Sample]) -> None:
+        """Not shown there: trackio keeps numbers."""
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+        self._run.log({f"final/{name}": value for name, value in numbers.items()})
+        self._run.finish()
+
+    def abandon(self) -> None:
+        """Nothing to do: its sender is a daemon thread."""

@@ -1,0 +1,114 @@
+"""Weights & Biases: one run per trial, offline by itself when the service cannot be used."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_experiments.errors import MissingDependencyError
+from sft_experiments.monitor.events import Alert, Event, Sample
+from sft_experiments.monitor.metrics_file import NOTHING_KEPT
+from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
+from sft_experiments.monitor.trackers.wandb_mode import choose_mode
+from sft_experiments.schema import WandbConfig
+
+INIT_SECONDS = 30.0
+TAGGED = ("model.name", "dataset.name", "scheduler.name", "peft.method")
+LONGEST_TAG = 64  # characters; the service refuses longer ones
+SAMPLE_COLUMNS = ["step", "prompt_index", "prompt", "answer", "reference", "exact"]
+MOST_SAMPLES = 1000  # rows of the table, which is sent whole each time
+_EXIT_CODES = {"completed": 0, "pruned": 0}  # else 1: shown as failed
+
+
+class WandbTracker:
+    """Writes ``wandb/`` into the run folder; the same run id after a resume."""
+
+    name = "wandb"
+
+    def __init__(self, config: WandbConfig, folder: Path, finish_seconds: float) -> None:
+        self.notes: list[str] = []
+        self._config = config
+        self._folder = folder
+        self._finish_seconds = finish_seconds
+        self._rows: list[list[Any]] = []
+
+    def start(self, identity: RunIdentity, settings: Settings) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise MissingDependencyError("wandb is not installed: pip install wandb") from None
+        mode, reason = choose_mode(self._config.mode)
+        resumed = identity.resumed_step != NOTHING_KEPT
+        self._run = wandb.init(
+            project=self._config.project,
+            entity=self._config.entity,
+            id=identity.trial_id,
+            name=identity.label,
+            group=identity.sweep or identity.name,
+            job_type="train",
+            tags=_tags(self._config.tags, settings),
+            config={**settings, "fingerprints": identity.fingerprints},
+            dir=self._folder,
+            mode=mode,
+            resume="allow" if resumed and mode == "online" else None,
+            settings=self._settings(wandb),
+        )
+        for pattern in ("train/*", "eval/*", "memory/*", "tokens", "epoch"):
+            self._run.define_metric(pattern, step_metric="step")
+        if mode == "offline":
+            self.notes.append(f"wandb is offline ({reason}); upload with: {_sync_command(self._folder)}")
+
+    def log(self, event: Event) -> None:
+        self._run.log(event, step=int(event["step"]))
+
+    def alert(self, alert: Alert) -> None:
+        level = "ERROR" if alert.policy == "stop" else "WARN"
+        self._run.alert(title=alert.rule, text=alert.message, level=level, wait_duration=0)
+
+    def samples(self, samples: list[Sample]) -> None:
+        from wandb import Table
+
+        self._rows += [_row(sample) for sample in samples]
+        table = Table(columns=SAMPLE_COLUMNS, data=self._rows[-MOST_SAMPLES:])
+        self._run.log({"samples": table}, step=samples[-1].step)
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update({**summary, "status": status})
+        if status == "preempted":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
+
+    def abandon(self) -> None:
+        """End W&B's service process: it would keep this one waiting at exit. What it wrote can still be synced."""
+        import psutil
+
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+
+    def _settings(self, wandb: Any) -> Any:
+        """Quiet, without the command line (it may hold secrets), and with our deadlines."""
+        return wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=max(1.0, 0.8 * self._finish_seconds),
+        )
+
+
+def _tags(tags: list[str], settings: Settings) -> list[str]:
+    found = [str(settings[key]) for key in TAGGED if settings.get(key)]
+    return [tag[:LONGEST_TAG] for tag in dict.fromkeys([*tags, *found])]
+
+
+def _sync_command(folder: Path) -> str:
+    """All attempts of this trial: they have one run id, and W&B uploads them in order."""
+    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+
+
+def _row(sample: Sample) -> list[Any]:
+    prompt = "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in sample.prompt)
+    return [sample.step, sample.prompt_index, prompt, sample.answer, sample.reference, sample.exact]
