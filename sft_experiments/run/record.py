@@ -1,6 +1,7 @@
 """record.json: what a trial was, and what became of it. The ledger of a sweep is the set of its records."""
 
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Optional
 
@@ -97,3 +98,8 @@ def read_record(folder: RunFolder) -> Record:
     if values.get("failure"):
         values["failure"] = Failure(**values["failure"])
     return Record(**values)
+
+
+def utc_now() -> str:
+    """The time as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

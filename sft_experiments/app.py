@@ -1,0 +1,72 @@
+"""The Hydra app behind `sft train` and `sft sweep`: compose, plan, run, and say what came of it."""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
+from sft_experiments.run.launch import run_trial
+from sft_experiments.run.trial import Request, plan_trial
+from sft_experiments.show import show_outcome, show_plan
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def train(arguments: list[str]) -> int:
+    """`sft train`: one run, or with -m every combination of the values given."""
+    return run_app("sft train", arguments)
+
+
+def sweep(arguments: list[str]) -> int:
+    """`sft sweep`: a multirun over learning rate x effective batch size unless another sweep is named."""
+    named = any(argument.startswith("sweep=") for argument in arguments)
+    return run_app("sft sweep", ["--multirun", *arguments, *([] if named else ["sweep=lr_x_batch"])])
+
+
+def run_app(program: str, arguments: list[str]) -> int:
+    """Hand the command line to Hydra; a user's mistake comes back as one of our errors."""
+    register()
+    sys.argv = [program, *arguments]
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises instead of printing its own account
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(run_composed)
+    try:
+        app()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        raise explain(error) from error
+    return 0
+
+
+def run_composed(composed: DictConfig) -> float:
+    """The work of one trial, the same function for every launcher. Returns the objective.
+
+    Raises one of our errors, which survive the way between processes.
+    """
+    register()  # a launcher may run this in a fresh process
+    trial = plan_trial(composed, request_from_hydra())
+    show_plan(trial)
+    record = run_trial(trial)
+    show_outcome(trial.folder, record)
+    assert record.objective is not None
+    return record.objective
+
+
+def request_from_hydra() -> Request:
+    """What Hydra knows of the command line, and, inside a sweep, what the sweep wrote down about its cells."""
+    running = HydraConfig.get()
+    typed = list(running.overrides.task)
+    experiment = running.runtime.choices.get("experiment")
+    if running.mode is not RunMode.MULTIRUN:
+        return Request(typed, experiment=experiment)
+    from sft_experiments.sweep.ledger import read_sweep
+
+    return read_sweep(Path(running.sweep.dir)).request(typed, experiment)

@@ -1,0 +1,62 @@
+"""The command `sft`: a table of subcommands, each imported only when it is used, so that help is instant."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sft_experiments import __version__
+from sft_experiments.errors import SftError, nearest
+
+# name -> (function that takes the rest of the command line and returns the exit code, one line of help)
+COMMANDS = {
+    "train": ("sft_experiments.app:train", "one run; with -m every combination of the values given"),
+    "sweep": ("sft_experiments.app:sweep", "learning rate x effective batch size, or another sweep=..."),
+}
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand. A user's mistake is one line on stderr and an exit code (docs/exit-codes.md)."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if not typed or typed[0] in {"-h", "--help", "help"}:
+        print(help_text())
+        return 0
+    if typed[0] == "--version":
+        print(f"sft_experiments {__version__}")
+        return 0
+    try:
+        return run(typed[0], typed[1:])
+    except SftError as error:
+        print(f"sft {typed[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"sft {typed[0]}: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `sft compare ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Import and call one subcommand."""
+    if name not in COMMANDS:
+        print(f"sft: no command {name!r}{nearest(name, list(COMMANDS))}; see sft --help", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[name][0].split(":")
+    return int(getattr(import_module(module), function)(arguments))
+
+
+def help_text() -> str:
+    lines = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "sft - find out which learning rate, batch size, schedule and data make a model learn",
+            "",
+            "Usage: sft COMMAND [ARGUMENTS]        sft COMMAND --help",
+            "",
+            *lines,
+            "",
+            "Start with: sft sweep     (a 3x3 grid on the embedded demo, a few minutes on a laptop)",
+        ]
+    )

@@ -1,0 +1,116 @@
+"""From configuration files and the command line to a checked ``Config``: registration, resolvers, readable errors."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from sft_experiments.errors import ConfigError, SftError, nearest
+from sft_experiments.plan.size import recommended_value, size_class_of
+from sft_experiments.schema import Config
+
+CONFIG_NAME = "config"
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped configuration: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Make the schema and the resolvers of conf/ known to Hydra and OmegaConf. Harmless to call twice."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+    OmegaConf.register_new_resolver("size_class", size_class_of, replace=True)
+    OmegaConf.register_new_resolver("recommended", lambda size, key: recommended_value(conf_dir(), size, key), replace=True)
+
+
+def scaled(value: Any, factor: float) -> Any:
+    """``value`` or each of its items times ``factor``, without the noise of binary fractions (2e-5 x 10 = 2e-4)."""
+    if isinstance(value, (int, float)):
+        return float(f"{value * factor:.12g}")
+    return [scaled(item, factor) for item in value]
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Resolve every interpolation and check every value. Raises ``ConfigError`` for the first one that is wrong."""
+    try:
+        plain = OmegaConf.masked_copy(composed, [field.name for field in fields(Config)])
+        OmegaConf.resolve(plain)
+        config = OmegaConf.to_object(plain)
+    except (OmegaConfBaseException, HydraException) as error:
+        raise explain(error) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as nested plain values, enums as their names: what config.yaml and trackers hold."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def from_plain(values: dict[str, Any]) -> Config:
+    """The inverse of ``to_plain``; unknown keys and wrong types raise ``ConfigError``."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def schema_keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that the schema knows, for "did you mean"."""
+    for field in fields(schema):
+        key = f"{prefix}{field.name}"
+        yield key
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from schema_keys(field.type, f"{key}.")
+
+
+def explain(error: Exception) -> SftError:
+    """One line for a mistake that Hydra or OmegaConf found: the key, the value, what is allowed."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _missing_option(error)
+    if isinstance(cause, InterpolationResolutionError) and isinstance(cause.__cause__, SftError):
+        return cause.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return ConfigError(_explain_omegaconf(cause, str(error)))
+    return ConfigError(" ".join(str(error).split()))
+
+
+def _missing_option(error: MissingConfigException) -> ConfigError:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    options = sorted(error.options or [])
+    return ConfigError(f"{group}={option}: no such option{nearest(option, options)}; allowed: {', '.join(options)}")
+
+
+def _explain_omegaconf(cause: OmegaConfBaseException, outer: str) -> str:
+    key = cause.full_key or ""
+    where = re.match(r"In '([^']+)'", outer)
+    prefix = f"{where.group(1)}.yaml: " if where and where.group(1) != CONFIG_NAME else ""
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        return f"{prefix}{key}: no such key{nearest(key, list(schema_keys()))}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{prefix}{key} is required: give it as {key}=..."
+    message = str(cause).splitlines()[0]
+    if isinstance(cause, ValidationError):
+        return f"{prefix}{key}: {message}"
+    return f"{prefix}{key + ': ' if key else ''}{message}"

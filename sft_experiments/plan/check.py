@@ -1,0 +1,57 @@
+"""Contradictions between settings, found before anything is spent. Every mistake is collected and shown at once."""
+
+from collections.abc import Iterator
+
+from sft_experiments.errors import ConfigError
+from sft_experiments.plan.extra import check_extra
+from sft_experiments.schema import Config, ModelSource, PackingStrategy, PeftMethod
+
+KNOWN_TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def check_config(config: Config) -> None:
+    """Raise one ``ConfigError`` that lists everything that cannot work."""
+    mistakes = [*_numbers(config), *_combinations(config), *check_extra(config.train.extra)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def _numbers(config: Config) -> Iterator[str]:
+    train, dataset = config.train, config.dataset
+    positive = {
+        "train.learning_rate": train.learning_rate,
+        "train.num_train_epochs": train.num_train_epochs,
+        "train.per_device_eval_batch_size": train.per_device_eval_batch_size,
+        "train.max_grad_norm": train.max_grad_norm,
+        "dataset.max_length": dataset.max_length,
+        "sweep.num_seeds": config.sweep.num_seeds,
+    }
+    for key, value in positive.items():
+        if not 0 < value < float("inf"):
+            yield f"{key}={value}: must be a number above 0"
+    if train.weight_decay < 0:
+        yield f"train.weight_decay={train.weight_decay}: must not be negative"
+    if train.max_steps is not None and train.max_steps < 1:
+        yield f"train.max_steps={train.max_steps}: must be at least 1, or null to train for train.num_train_epochs"
+    if train.save_total_limit < 1:
+        yield f"train.save_total_limit={train.save_total_limit}: must be at least 1"
+
+
+def _combinations(config: Config) -> Iterator[str]:
+    scheduler, train = config.scheduler, config.train
+    if scheduler.warmup_ratio is not None and not 0 <= scheduler.warmup_ratio < 1:
+        yield f"scheduler.warmup_ratio={scheduler.warmup_ratio}: must be at least 0 and below 1"
+    if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
+        yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
+    if config.compute.num_devices != 1:
+        yield f"compute.num_devices={config.compute.num_devices}: training on several devices is not offered yet"
+    if config.model.source is ModelSource.random and not config.model.config:
+        yield "model.source=random needs model.config (transformers config keys, e.g. model_type, hidden_size)"
+    if config.peft.method is not PeftMethod.none and config.peft.r < 1:
+        yield f"peft.r={config.peft.r}: must be at least 1"
+    if config.dataset.packing is PackingStrategy.bfd and config.dataset.max_length < 2:
+        yield f"dataset.max_length={config.dataset.max_length}: packing needs at least 2 tokens"
+    if config.train.early_stopping_patience is not None and not train.load_best_model_at_end:
+        yield "train.early_stopping_patience needs train.load_best_model_at_end=true"
+    if config.objective.metric.split("/")[0] not in {"eval", "train"}:
+        yield f"objective.metric={config.objective.metric}: must be the name of a metric, e.g. eval/loss"

@@ -1,0 +1,115 @@
+"""Which device, which number format, how many threads: decided before torch is imported, each with its reason."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Optional
+
+from sft_experiments.errors import ConfigError
+from sft_experiments.schema import Device, Precision
+
+BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
+BF16_COMPUTE_CAPABILITY = 8.0  # Ampere
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A derived value and why it is what it is."""
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device as nvidia-smi reports it."""
+
+    index: int
+    name: str
+    memory_gib: float
+    compute_capability: float
+
+
+@lru_cache
+def gpus() -> tuple[Gpu, ...]:
+    """The CUDA devices of this machine that CUDA_VISIBLE_DEVICES leaves visible; empty without nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = "--query-gpu=index,name,memory.total,compute_cap"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3]
+    found = [Gpu(int(index), name, float(memory) / 1024, float(cap)) for index, name, memory, cap in rows]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(found)
+    return tuple(gpu for gpu in found if str(gpu.index) in visible.split(","))
+
+
+@lru_cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU; empty where /proc/cpuinfo does not exist."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def cpu_count() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_device(wanted: Device) -> Choice:
+    """cpu, cuda or mps. Raises ``ConfigError`` when the wanted one is not there."""
+    if wanted is Device.cpu:
+        return Choice("cpu", "as configured")
+    if gpus():
+        return Choice("cuda", f"{gpus()[0].name}, {gpus()[0].memory_gib:.0f} GiB")
+    if wanted is Device.cuda:
+        raise ConfigError("compute.device=cuda: no CUDA device is visible (nvidia-smi lists none)")
+    if _has_mps():
+        return Choice("mps", "Apple GPU")
+    if wanted is Device.mps:
+        raise ConfigError("compute.device=mps: this machine has no Apple GPU")
+    return Choice("cpu", "no GPU is visible")
+
+
+def _has_mps() -> bool:
+    return os.uname().sysname == "Darwin" and os.uname().machine == "arm64"
+
+
+def resolve_precision(wanted: Precision, device: str) -> Choice:
+    """fp32, bf16 or pure_bf16. ``auto`` keeps fp32 parameters and uses bf16 arithmetic where it is fast."""
+    if wanted is not Precision.auto:
+        return Choice(wanted.value, "as configured")
+    if device == "cuda":
+        capability = min(gpu.compute_capability for gpu in gpus())
+        if capability >= BF16_COMPUTE_CAPABILITY:
+            return Choice("bf16", f"fp32 parameters, bf16 autocast: compute capability {capability}")
+        return Choice("fp32", f"compute capability {capability} emulates bf16")
+    if device == "cpu":
+        flag = next((flag for flag in BF16_CPU_FLAGS if flag in cpu_flags()), None)
+        if flag is not None:
+            return Choice("bf16", f"fp32 parameters, bf16 autocast: the CPU has {flag}")
+        return Choice("fp32", "the CPU has neither amx_bf16 nor avx512_bf16")
+    return Choice("fp32", f"bf16 is not used on {device}")
+
+
+def resolve_threads(configured: Optional[int], concurrent_trials: int) -> int:
+    """CPU threads of one trial: the cores shared out, because trials that oversubscribe them spin against each other."""
+    return configured if configured is not None else max(1, cpu_count() // concurrent_trials)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return find_spec(package) is not None

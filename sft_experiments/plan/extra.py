@@ -1,0 +1,106 @@
+"""train.extra reaches every SFTConfig field that we do not own. Its names are read without importing trl."""
+
+import ast
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sft_experiments.errors import MissingDependencyError, nearest
+
+# SFTConfig field -> our key, or the reason why it cannot be set.
+OWNED = {
+    "output_dir": "output_dir",
+    "learning_rate": "train.learning_rate",
+    "per_device_train_batch_size": "train.per_device_train_batch_size",
+    "per_device_eval_batch_size": "train.per_device_eval_batch_size",
+    "gradient_accumulation_steps": "train.effective_batch_size (the accumulation is derived)",
+    "num_train_epochs": "train.num_train_epochs",
+    "max_steps": "train.max_steps",
+    "weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.max_grad_norm",
+    "optim": "train.optim",
+    "adam_beta1": "train.adam_beta1",
+    "adam_beta2": "train.adam_beta2",
+    "adam_epsilon": "train.adam_epsilon",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "gradient_checkpointing": "train.activation_checkpointing",
+    "logging_steps": "train.logging_steps",
+    "logging_strategy": "train.logging_steps",
+    "logging_first_step": "train.logging_steps",
+    "logging_nan_inf_filter": "nothing: it would hide a diverged run",
+    "eval_steps": "train.eval_steps",
+    "eval_strategy": "train.eval_steps",
+    "eval_on_start": "train.eval_on_start",
+    "save_steps": "train.eval_steps (checkpoints are saved at evaluations)",
+    "save_strategy": "train.eval_steps (checkpoints are saved at evaluations)",
+    "save_total_limit": "train.save_total_limit",
+    "load_best_model_at_end": "train.load_best_model_at_end",
+    "metric_for_best_model": "objective.metric",
+    "greater_is_better": "objective.direction",
+    "seed": "train.seed",
+    "data_seed": "train.data_seed",
+    "lr_scheduler_type": "scheduler.name",
+    "lr_scheduler_kwargs": "scheduler.kwargs",
+    "warmup_steps": "scheduler.warmup_steps",
+    "warmup_ratio": "scheduler.warmup_ratio",
+    "report_to": "logger.trackers",
+    "run_name": "name",
+    "max_length": "dataset.max_length",
+    "packing": "dataset.packing",
+    "packing_strategy": "dataset.packing",
+    "padding_free": "dataset.packing",
+    "assistant_only_loss": "dataset.train_on",
+    "completion_only_loss": "dataset.train_on",
+    "dataset_kwargs": "the dataset group (data are prepared before the trainer sees them)",
+    "use_cpu": "compute.device",
+    "dataloader_num_workers": "compute.dataloader_num_workers",
+    "push_to_hub": "nothing: a finished run is exported by hand",
+    "auto_find_batch_size": "train.effective_batch_size (it would change the effective batch)",
+    "resume_from_checkpoint": "nothing: runs resume by themselves",
+}
+
+
+def check_extra(extra: dict[str, Any]) -> Iterator[str]:
+    """One line for each key of train.extra that is ours, or that the installed SFTConfig lacks."""
+    if not extra:
+        return
+    known = sft_config_fields()
+    for key in extra:
+        if key in OWNED:
+            yield f"train.extra.{key}: set {OWNED[key]} instead"
+        elif key not in known:
+            yield f"train.extra.{key}: the installed SFTConfig has no such field{nearest(key, sorted(known))}"
+
+
+@lru_cache
+def sft_config_fields() -> frozenset[str]:
+    """Field names of the installed SFTConfig and its bases, read from their source in milliseconds."""
+    return frozenset(
+        [
+            *_annotated(_source("trl", "trainer/sft_config.py"), "SFTConfig"),
+            *_annotated(_source("trl", "trainer/base_config.py"), "_BaseConfig"),
+            *_annotated(_source("transformers", "training_args.py"), "TrainingArguments"),
+        ]
+    )
+
+
+def _source(package: str, file: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(f"the package {package} is not installed: pip install sft-experiments")
+    return Path(spec.origin).parent / file
+
+
+def _annotated(file: Path, class_name: str) -> list[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
+    return [
+        statement.target.id
+        for node in classes
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    ]

@@ -1,0 +1,34 @@
+"""Settings outside the range that is recommended for the model's size: allowed, and pointed out with the reason."""
+
+from collections.abc import Iterator
+
+from sft_experiments.compose import scaled
+from sft_experiments.schema import Config
+
+REASONS = {
+    "train.learning_rate": "too high overwrites what the model knows or diverges, too low does not learn in the time",
+    "train.effective_batch_size": "small batches are noisy, large ones take few steps per epoch",
+    "train.num_train_epochs": "more passes over the same rows overfit, fewer underfit",
+    "scheduler.warmup_ratio": "a short warmup risks an early spike, a long one wastes steps",
+    "train.weight_decay": "regularises; far outside, it shrinks what was learned",
+}
+
+
+def outside_range(config: Config) -> Iterator[str]:
+    """One line for each dial outside its range. LoRA's learning rates are compared with the scaled range."""
+    table, factor = config.model.recommended, config.peft.learning_rate_factor
+    checked = {
+        "train.learning_rate": (config.train.learning_rate, scaled(table.learning_rate_range, factor)),
+        "train.effective_batch_size": (config.train.effective_batch_size, table.effective_batch_size_range),
+        "train.weight_decay": (config.train.weight_decay, table.weight_decay_range),
+    }
+    if config.train.max_steps is None:
+        checked["train.num_train_epochs"] = (config.train.num_train_epochs, table.num_train_epochs_range)
+    warms_up = config.scheduler.name != "constant" and config.scheduler.warmup_steps is None
+    if warms_up and config.scheduler.warmup_ratio is not None:
+        checked["scheduler.warmup_ratio"] = (config.scheduler.warmup_ratio, table.warmup_ratio_range)
+    for key, (value, (low, high)) in checked.items():
+        if not low <= value <= high:
+            allowed = f"{low:g} to {high:g}" if low != high else f"{low:g}"
+            size = config.model.size_class
+            yield f"{key}={value:g} is outside {allowed}, the range recommended for {size}: {REASONS[key]}"
