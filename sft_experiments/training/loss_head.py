@@ -1,0 +1,171 @@
+"""The loss of a causal language model over its supervised positions only.
+
+A chat row has labels on its answers; the logits of all other positions are never needed. Here the output layer runs on
+the labelled rows, a few hundred at a time, and turns each block of logits into its gradient in place: the
+``[tokens, vocabulary]`` matrix is never held, and nothing is computed twice in the backward pass.
+Equal to TRL's fused head to 1e-6 in loss and 1e-5 in gradients (tests/training/test_loss_head.py).
+"""
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PretrainedConfig, PreTrainedModel
+
+LABELLED_ROWS = "labelled_rows"
+TRL_FUSED = "trl_fused"
+
+# Rows of logits held at a time. 256 was the fastest, or within 10% of it, of 16 to 4096 rows for vocabularies of 8k and
+# 32k in fp32 and bf16 (benchmarks/training_step.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
+ROWS_PER_BLOCK = 256
+
+# What a config may do to the logits after the output layer, and the value that means "nothing".
+_LOGIT_CHANGES: dict[str, tuple[Any, ...]] = {
+    "final_logit_softcapping": (None,),
+    "logit_scale": (None, 1, 1.0),
+    "output_multiplier": (None, 1, 1.0),
+    "lm_head_multiplier": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class LossHead:
+    """Which implementation computes the loss, and why (one sentence for the plan)."""
+
+    value: str
+    reason: str
+
+
+class LossSums(NamedTuple):  # a tuple: DDP and autocast wrappers look inside it
+    """Sums over the supervised positions of one batch, all 0-dimensional and on the device."""
+
+    nats: Tensor  # negative log-likelihood, fp32, differentiable
+    num_supervised: Tensor  # positions with a label
+    num_correct: Tensor  # of these, where the label has the largest logit
+    aux_loss: Tensor | None = None  # load balancing of a mixture of experts; only TRL's head returns it
+
+
+def choose_loss_head(model: PreTrainedModel, device: str, sharded: bool = False) -> LossHead:
+    """The fastest loss head that is exact for this model. ``sharded``: ranks hold parts of the weights (FSDP, ZeRO)."""
+    config = model.config.get_text_config()
+    obstacle = _logits_obstacle(config) or _layer_obstacle(model.get_output_embeddings())
+    if obstacle:
+        return LossHead(TRL_FUSED, f"TRL's fused head: {obstacle}")
+    if sharded:
+        return LossHead(TRL_FUSED, "TRL's fused head: the output layer is sharded over ranks")
+    if device != "cpu":
+        return LossHead(TRL_FUSED, f"TRL's fused head: it has a kernel for {device}; ours is measured on the CPU only")
+    return LossHead(LABELLED_ROWS, "logits only for supervised tokens: the fastest measured on the CPU")
+
+
+def _logits_obstacle(config: PretrainedConfig) -> str | None:
+    for key, neutral in _LOGIT_CHANGES.items():
+        if getattr(config, key, None) not in neutral:
+            return f"the model sets {key}={getattr(config, key)}"
+    if getattr(config, "output_router_logits", False):
+        return "the model adds a load-balancing loss of its experts"
+    return None
+
+
+def _layer_obstacle(layer: nn.Module | None) -> str | None:
+    if type(layer) is not nn.Linear:  # an adapter, a quantized layer, or a model without a head
+        return f"the output layer is a {type(layer).__name__}, not a plain Linear"
+    return None
+
+
+def add_loss_head(model: PreTrainedModel) -> None:
+    """Let ``model(..., labels=..., loss_sums=True)`` return ``LossSums``; without ``loss_sums`` nothing changes.
+
+    Patched on the instance, below any PEFT or DDP wrapper, so that a call through the wrapper runs all hooks.
+    """
+    plain_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
+    def forward(self: Any, *args: Any, loss_sums: bool = False, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        if not loss_sums:
+            return plain_forward(*args, **kwargs) if labels is None else plain_forward(*args, labels=labels, **kwargs)
+        assert labels is not None
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        rows = targets != -100
+        head = self.get_output_embeddings()
+        nats, num_correct = rows_loss(hidden[rows], head.weight, head.bias, targets[rows])
+        return LossSums(nats=nats, num_supervised=rows.sum(), num_correct=num_correct)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def sums_from_fused(outputs: Any) -> LossSums:
+    """The same sums from the output of TRL's fused head, which is zero where there is no label."""
+    return LossSums(
+        nats=-outputs.log_probs.sum(),
+        num_supervised=outputs.label_mask.sum(),
+        num_correct=outputs.is_top1.sum(),
+        aux_loss=outputs.aux_loss,
+    )
+
+
+def rows_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy summed over rows, in nats, and the number of rows whose target has the largest logit.
+
+    hidden [rows, width], weight [vocabulary, width], bias [vocabulary] or None, targets [rows].
+    Matrix products run in the autocast type if there is one; log-softmax and sums in fp32.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        grad = torch.is_grad_enabled()
+        sums: tuple[Tensor, Tensor] = _RowsLoss.apply(hidden, weight, bias, targets, dtype, grad)  # type: ignore[no-untyped-call]
+    return sums
+
+
+class _RowsLoss(torch.autograd.Function):
+    """Loss and gradients block by block in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight, wants_bias = (grad and need for need in ctx.needs_input_grad[:3])
+        rows, matrix = hidden.to(dtype), weight.to(dtype)
+        shift = None if bias is None else bias.to(dtype)
+        grad_hidden = torch.empty_like(rows) if wants_hidden else None
+        grad_weight = torch.zeros_like(matrix, dtype=torch.float32) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        nats = torch.zeros((), device=hidden.device, dtype=torch.float32)
+        num_correct = torch.zeros((), device=hidden.device, dtype=torch.int64)
+        for start in range(0, len(targets), ROWS_PER_BLOCK):
+            block = slice(start, start + ROWS_PER_BLOCK)
+            labels = targets[block, None]
+            log_probs = F.linear(rows[block], matrix, shift).float().log_softmax(-1)
+            own = log_probs.gather(1, labels)
+            nats -= own.sum()
+            num_correct += (own == log_probs.amax(-1, keepdim=True)).sum()
+            if grad_hidden is None and grad_weight is None and grad_bias is None:
+                continue
+            # d loss / d logits = probabilities - one-hot(label)
+            logits_grad = log_probs.exp_().scatter_add_(1, labels, torch.full_like(own, -1.0))
+            if grad_bias is not None:
+                grad_bias += logits_grad.sum(0)
+            logits_grad = logits_grad.to(dtype)
+            if grad_hidden is not None:
+                torch.mm(logits_grad, matrix, out=grad_hidden[block])
+            if grad_weight is not None:
+                grad_weight += logits_grad.t() @ rows[block]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(num_correct)
+        return nats, num_correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if grad is None else (grad * grad_nats).to(dtype) for grad, dtype in grads]
+        return (*scaled, None, None, None)

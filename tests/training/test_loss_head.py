@@ -1,0 +1,179 @@
+"""The loss head gives the loss and gradients of stock TRL, whatever the batch looks like."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import SFTTrainer
+
+from sft_experiments.training import loss_head
+from sft_experiments.training.loss_head import LABELLED_ROWS, TRL_FUSED, choose_loss_head, rows_loss
+from sft_experiments.training.trainer_class import ExperimentTrainer
+from tests.training.trainer_setup import make_trainer
+
+Build = Callable[..., Any]
+
+
+def _trainer(kind: type[SFTTrainer], *parts: Any, **changes: Any) -> SFTTrainer:
+    """Two micro-batches per step, gradients neither clipped nor applied."""
+    trainer = make_trainer(kind, *parts, **{"gradient_accumulation_steps": 2, "max_grad_norm": 0.0, **changes})
+    assert kind is SFTTrainer or trainer.loss_head.value == LABELLED_ROWS
+    return trainer
+
+
+def _loss_and_gradients(trainer: SFTTrainer, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """One optimizer step; the gradients are read just before it."""
+    gradients: dict[str, torch.Tensor] = {}
+    norm = trainer._get_grad_norm
+
+    def keep(model: Any, grad_norm: Any = None) -> Any:
+        gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        return norm(model, grad_norm=grad_norm)
+
+    monkeypatch.setattr(trainer, "_get_grad_norm", keep)
+    trainer.train()
+    return next(event["loss"] for event in trainer.state.log_history if "loss" in event), gradients
+
+
+def _assert_equal(ours: tuple[float, dict[str, Any]], theirs: tuple[float, dict[str, Any]]) -> None:
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-6)
+    assert ours[1].keys() == theirs[1].keys() and ours[1]
+    for name, gradient in theirs[1].items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert ((ours[1][name] - gradient).abs().max() / scale).item() < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="padded, accumulated"),
+        pytest.param({"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}, id="one micro-batch"),
+        pytest.param({"packing": True, "max_length": 64}, id="packed"),
+        pytest.param({"activation_checkpointing": True}, id="activation checkpointing"),
+    ],
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_and_gradients_equal_those_of_stock_trl(
+    changes: dict[str, Any],
+    tied: bool,
+    tiny_model: Build,
+    tiny_rows: Build,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = []
+    for kind in (ExperimentTrainer, SFTTrainer):
+        model = tiny_model(tie_word_embeddings=tied)
+        trainer = _trainer(kind, model, tiny_rows(), tiny_tokenizer, tmp_path, **changes)
+        results.append(_loss_and_gradients(trainer, monkeypatch))
+    _assert_equal(*results)
+
+
+def test_assistant_only_loss_equals_that_of_stock_trl(
+    tiny_model: Build, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    turns = [
+        [{"role": "user", "content": f"kato {n} miranes?"}, {"role": "assistant", "content": f"solu {n * 7} veda."}]
+        for n in range(16)
+    ]
+    results = []
+    for kind in (ExperimentTrainer, SFTTrainer):
+        rows = Dataset.from_dict({"messages": turns})
+        trainer = _trainer(kind, tiny_model(), rows, tiny_tokenizer, tmp_path, assistant_only_loss=True)
+        results.append(_loss_and_gradients(trainer, monkeypatch))
+    _assert_equal(*results)
+
+
+def test_lora_gradients_equal_those_of_stock_trl_and_the_frozen_head_gets_none(
+    tiny_model: Build, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for kind in (ExperimentTrainer, SFTTrainer):
+        torch.manual_seed(1)
+        model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        trainer = _trainer(kind, model, tiny_rows(), tiny_tokenizer, tmp_path)
+        results.append(_loss_and_gradients(trainer, monkeypatch))
+    _assert_equal(*results)
+    assert all("lora_" in name for name in results[0][1])
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_blocks_sum_to_plain_cross_entropy(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_head, "ROWS_PER_BLOCK", 7)
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(50, 16), torch.randn(90, 16), torch.randn(90)
+    targets = torch.randint(0, 90, (50,))
+    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+    again = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+    nats, num_correct = rows_loss(leaves[0], leaves[1], leaves[2] if with_bias else None, targets)
+    logits = F.linear(again[0], again[1], again[2] if with_bias else None)
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    (nats * 0.3).backward()
+    (expected * 0.3).backward()
+    torch.testing.assert_close(nats, expected)
+    assert num_correct.item() == (logits.argmax(-1) == targets).sum().item()
+    for ours, theirs in zip(leaves[: 2 + with_bias], again, strict=False):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_without_labels_gives_zero_and_zero_gradients() -> None:
+    hidden = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(9, 8, requires_grad=True)
+    nats, _ = rows_loss(hidden[torch.zeros(4, dtype=torch.bool)], weight, None, torch.empty(0, dtype=torch.long))
+    nats.backward()
+    assert nats.item() == 0 and not hidden.grad.any() and not weight.grad.any()  # type: ignore[union-attr]
+
+
+def test_a_nan_in_the_weights_reaches_the_loss() -> None:
+    nats, _ = rows_loss(torch.full((3, 8), torch.nan), torch.randn(9, 8), None, torch.tensor([1, 2, 3]))
+    assert torch.isnan(nats)
+
+
+def test_bf16_autocast_stays_within_bf16_rounding_of_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(300, 64), torch.randn(500, 64) / 8, torch.randint(0, 500, (300,))
+    exact, _ = rows_loss(hidden, weight, None, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = rows_loss(hidden, weight, None, targets)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("gemma2", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ("granite", {"logits_scaling": 8.0}, "logits_scaling=8.0"),
+        ("cohere", {"logit_scale": 0.0625}, "logit_scale=0.0625"),
+        ("mixtral", {"output_router_logits": True}, "experts"),
+    ],
+)
+def test_models_that_change_their_logits_keep_the_head_of_trl(
+    model_type: str, changes: dict[str, Any], reason: str
+) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(model_type, **{**sizes, **heads, **changes})
+    chosen = choose_loss_head(AutoModelForCausalLM.from_config(config), "cpu")
+    assert chosen.value == TRL_FUSED and reason in chosen.reason
+
+
+def test_the_choice_names_its_reason(tiny_model: Build) -> None:
+    assert choose_loss_head(tiny_model(), "cpu").value == LABELLED_ROWS
+    assert "cuda" in choose_loss_head(tiny_model(), "cuda").reason
+    assert "sharded" in choose_loss_head(tiny_model(), "cpu", sharded=True).reason
+
+
+def test_an_adapted_output_layer_keeps_the_head_of_trl(tiny_model: Build) -> None:
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny_model(tie_word_embeddings=False), adapter).get_base_model()
+    chosen = choose_loss_head(model, "cpu")
+    assert chosen.value == TRL_FUSED and "not a plain Linear" in chosen.reason

@@ -1,0 +1,32 @@
+"""How the tests of this folder build a trainer."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+
+def make_trainer(
+    kind: type[SFTTrainer], model: Any, rows: Any, tokenizer: Any, folder: Path, eval_rows: Any = None, **changes: Any
+) -> SFTTrainer:
+    """A trainer on the CPU in fp32: four rows per micro-batch, every step logged, nothing saved."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "per_device_train_batch_size": 4,
+        "activation_checkpointing": False,
+        "max_steps": 1,
+        "max_length": 512,
+        "learning_rate": 0.0,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    args = SFTConfig(**{**settings, **changes})
+    return kind(
+        model=model, args=args, train_dataset=rows, eval_dataset=eval_rows, processing_class=copy.deepcopy(tokenizer)
+    )
