@@ -168,7 +168,7 @@ class SourceConfig:
     columns: dict[str, str] = field(default_factory=dict)  # our field -> column, e.g. {prompt: question}
     role_names: dict[str, str] = field(default_factory=dict)  # role in the data -> system, user, assistant or tool
     system_prompt: Optional[str] = None  # put before rows that have no system turn
-    weight: float = 1.0  # share in a mixture
+    weight: float = 1.0  # in a mixture: 2 takes the rows twice, 0.5 a seeded half of them
 
 
 @dataclass

@@ -1,0 +1,175 @@
+"""The way from a dataset config to rows ready for the trainer, in the order it happens: read, gate, mask, fit, pack."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from sft_experiments.data import cache
+from sft_experiments.data.checks import check_conversation, control_token_pattern
+from sft_experiments.data.conversation import Conversation, Prompt, RowFault
+from sft_experiments.data.encode import Encoded, Encoder
+from sft_experiments.data.gate import Gate
+from sft_experiments.data.lengths import fit_rows
+from sft_experiments.data.progress import Progress, Tick
+from sft_experiments.data.proof import MaskProof
+from sft_experiments.data.report import DataReport, SplitReport
+from sft_experiments.data.sources import SPLITS, Rows, apply_weights, load_rows
+from sft_experiments.data.tables import build_dataset
+from sft_experiments.errors import DataError
+from sft_experiments.run.files import write_json_atomically
+from sft_experiments.schema import DatasetConfig, PackingStrategy
+
+BATCH_SIZE = 500  # rows rendered and tokenized at once
+MAX_PROMPTS = 2000  # validation prompts kept for generations and exact match
+MAX_DECODED = 2000  # rows per split whose mask is also proven by decoding tokens; text and end tokens: every row
+
+
+def build_prepared(
+    folder: Path, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase, split_seed: int, key: str, progress: bool
+) -> None:
+    """Fill a cache folder with tables, prompts and the report. Raises ``DataError`` with all that the gate refuses."""
+    started = time.monotonic()
+    gate = Gate(dataset.rules)
+    report = DataReport(
+        dataset=dataset.name,
+        max_length=dataset.max_length,
+        packing=dataset.packing.value,
+        train_on=dataset.train_on.value,
+        overlong=dataset.overlong.value,
+        key=key,
+    )
+    with Progress(progress) as bar:
+        rows = load_rows(dataset, gate, split_seed, bar.task("reading rows"))
+        gate_rows(rows, gate, control_token_pattern(control_tokens(tokenizer)), split_seed)
+        encoder, proof = Encoder(tokenizer, dataset.train_on), MaskProof(tokenizer, dataset.train_on)
+        for split, conversations in rows.conversations.items():
+            if not rows.num_read[split]:
+                continue
+            tick = bar.task(f"masking {split}", len(conversations))
+            encoded = list(mask_rows(conversations, split, encoder, proof, gate, tick))
+            fitted = fit_rows(encoded, split, dataset.max_length, dataset.overlong, gate)
+            _refuse(gate, split, len(fitted), dataset)
+            packing = dataset.packing if split == "train" else PackingStrategy.none
+            table = build_dataset(fitted, packing, dataset.max_length)
+            cache.write_table(table, folder / f"{split}.arrow")
+            report.splits[split] = _split_report(
+                table, encoded, fitted, rows.num_read[split], dataset.max_length
+            )
+            report.splits[split].dropped = gate.dropped_by_rule(split)
+            _count_methods(report, fitted)
+    report.rows_proven, report.end_of_turn_ids = proof.num_decoded, sorted(proof.end_of_turn_ids)
+    report.findings = [finding.as_json() for finding in gate.findings()]
+    report.seconds = round(time.monotonic() - started, 3)
+    prompts = [asdict(prompt) for prompt in validation_prompts(rows.conversations["validation"])]
+    write_json_atomically(folder / "prompts.json", prompts)
+    write_json_atomically(folder / "report.json", report.as_json())
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that must not come out of plain text. Added words such as <think> are ordinary text and may."""
+    special = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*special, *map(str, tokenizer.all_special_tokens)})
+
+
+def gate_rows(rows: Rows, gate: Gate, control: Any, seed: int) -> None:
+    """Apply every rule that needs no tokens; what stays replaces ``rows.conversations``. Nothing is refused yet."""
+    train_prompts: set[bytes] = set()
+    for split in SPLITS:
+        kept, seen = [], set()
+        for row in rows.conversations[split]:
+            faults = [*check_conversation(row, control), *_repetition(row, split, seen, train_prompts)]
+            if _stays(gate, row, split, faults):
+                kept.append(row)
+        rows.conversations[split] = kept
+        if split == "train":
+            train_prompts = {row.prompt_digest() for row in kept}
+            rows.conversations[split] = apply_weights(kept, seed)
+
+
+def _repetition(row: Conversation, split: str, seen: set[bytes], train_prompts: set[bytes]) -> Iterator[RowFault]:
+    digest = row.digest()
+    if digest in seen:
+        yield RowFault("duplicate_row", "seen before")
+    seen.add(digest)
+    if split != "train" and row.prompt_digest() in train_prompts:
+        yield RowFault("overlapping_prompt", "its prompt is in train")
+
+
+def _stays(gate: Gate, row: Conversation, split: str, faults: Iterable[RowFault]) -> bool:
+    """Count the faults up to the first that removes the row, so that a dropped row is counted as dropped once."""
+    return all(gate.report(fault.rule, split, row.origin, fault.what) for fault in faults)
+
+
+def mask_rows(
+    conversations: list[Conversation], split: str, encoder: Encoder, proof: MaskProof, gate: Gate, tick: Tick
+) -> Iterator[Encoded]:
+    """Tokens and labels of the rows, every mask proven; faulty rows are counted and left out."""
+    every = max(1, len(conversations) // MAX_DECODED)
+    for start in range(0, len(conversations), BATCH_SIZE):
+        batch = conversations[start : start + BATCH_SIZE]
+        for number, (conversation, row) in enumerate(zip(batch, encoder.encode(batch)), start=start):
+            if isinstance(row, RowFault):
+                gate.reject(row.rule, split, conversation.origin, row.what)
+            elif what := proof.fault(row, decode=number % every == 0):
+                gate.reject("unproven_mask", split, conversation.origin, what)
+            else:
+                yield row
+        tick(len(batch))
+
+
+def _refuse(gate: Gate, split: str, num_kept: int, dataset: DatasetConfig) -> None:
+    gate.refuse_errors()
+    gate.refuse_drops(split, num_kept, dataset.max_drop_fraction)
+    if not num_kept and split == "train":
+        raise DataError("train: no row is left to train on")
+    if not num_kept:
+        raise DataError(f"{split}: no row is left; give dataset.{split}_files other rows, or none")
+
+
+def _split_report(
+    table: datasets.Dataset, encoded: list[Encoded], fitted: list[Encoded], rows_read: int, capacity: int
+) -> SplitReport:
+    """``capacity``: tokens that a sequence takes up, the longest row where nothing is packed."""
+    lengths = [len(row.input_ids) for row in fitted]
+    packed = "seq_lengths" in table.column_names
+    tokens = sum(lengths)
+    return SplitReport(
+        rows_read=rows_read,
+        rows=len(fitted),
+        dropped={},
+        tokens=tokens,
+        supervised_tokens=sum(row.num_supervised() for row in fitted),
+        length_percentiles=_percentiles(lengths),
+        full_length_percentiles=_percentiles([len(row.input_ids) for row in encoded]),
+        rows_with_end_token=sum(not row.is_cut for row in fitted),
+        sequences=len(table),
+        documents_per_sequence=round(len(fitted) / len(table), 3),
+        fill=round(tokens / (len(table) * (capacity if packed else max(lengths))), 4),
+    )
+
+
+def _percentiles(lengths: list[int]) -> dict[str, int]:
+    ranks = (50, 90, 95, 99, 100)
+    values = np.percentile(lengths, ranks, method="higher") if lengths else [0] * len(ranks)
+    return {str(rank): int(value) for rank, value in zip(ranks, values)}
+
+
+def _count_methods(report: DataReport, rows: list[Encoded]) -> None:
+    for row in rows:
+        report.mask_methods[row.method] = report.mask_methods.get(row.method, 0) + 1
+
+
+def validation_prompts(conversations: list[Conversation]) -> list[Prompt]:
+    """What is asked and answered at evaluation, in file order, at most ``MAX_PROMPTS``."""
+    prompts = []
+    for row in conversations[:MAX_PROMPTS]:
+        if row.text is None and row.assistant_turns():
+            at = row.prompt_length()
+            prompts.append(Prompt(row.messages[:at], row.messages[at]["content"], row.skill, row.tools))
+    return prompts

@@ -1,0 +1,172 @@
+"""Raw rows to conversations: one function per format, chosen by ``dataset.format``.
+
+Each takes the row, its source's settings and its origin, returns a ``Conversation`` or raises ``RowFault``.
+Columns are looked up under our field's name unless ``dataset.columns`` maps it to another.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, Optional
+
+from sft_experiments.data.conversation import Conversation, Message, Origin, RowFault
+from sft_experiments.schema import DataFormat, SourceConfig
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def read_conversation(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+    """The row in our shape, with ``dataset.system_prompt`` put first where the row has no system turn."""
+    conversation = _FORMATS[source.format](row, source, origin)
+    if source.system_prompt and conversation.messages and conversation.messages[0]["role"] != "system":
+        conversation.messages.insert(0, {"role": "system", "content": source.system_prompt})
+        conversation.first_supervised += 1
+    return conversation
+
+
+def _column(row: dict[str, Any], source: SourceConfig, field: str) -> Any:
+    return row.get(source.columns.get(field, field))
+
+
+def _string(row: dict[str, Any], source: SourceConfig, field: str) -> str:
+    column = source.columns.get(field, field)
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if column in row:
+        raise RowFault("missing_column", f"column {column!r} is {_kind(value)}, not a string")
+    raise RowFault("missing_column", f"no column {column!r}; columns: {', '.join(map(str, row)) or 'none'}")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _messages(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+    turns = [_message(turn, source) for turn in _turn_list(row, source, "messages")]
+    return Conversation(turns, origin, tools=_tools(row, source), skill=_skill(row, source))
+
+
+def _turn_list(row: dict[str, Any], source: SourceConfig, field: str) -> list[Any]:
+    column = source.columns.get(field, field)
+    value = row.get(column)
+    if isinstance(value, list) and value:
+        return value
+    if column not in row:
+        raise RowFault("no_messages", f"no column {column!r}; columns: {', '.join(map(str, row)) or 'none'}")
+    said = "an empty list" if value == [] else _kind(value)
+    raise RowFault("no_messages", f"column {column!r} is {said}, not a list of turns")
+
+
+def _message(turn: Any, source: SourceConfig) -> Message:
+    """A turn with a known role and string content; keys whose value is null are left out (templates print them)."""
+    if not isinstance(turn, dict):
+        raise RowFault("no_messages", f"a turn is {_kind(turn)} {str(turn)[:30]!r}, not an object")
+    message = {key: value for key, value in turn.items() if value is not None}
+    message["role"] = _role(message.get("role"), source)
+    message["content"] = _text_of(message.get("content"))
+    if message.get("tool_calls"):
+        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    else:
+        message.pop("tool_calls", None)  # an empty list makes some templates print an empty call
+    return message
+
+
+def _role(role: Any, source: SourceConfig) -> str:
+    mapped = source.role_names.get(str(role), role)
+    if mapped not in ROLES:
+        raise RowFault("unknown_role", f"role {role!r}; map it with dataset.role_names.{role}=<{'|'.join(ROLES)}>")
+    return str(mapped)
+
+
+def _text_of(content: Any) -> str:
+    """Content as one string: null is empty, text parts are joined."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(part.get("text") or "" for part in content)
+    raise RowFault("missing_column", f"content must be a string or text parts, not {str(content)[:40]!r}")
+
+
+def _tool_call(call: Any) -> dict[str, Any]:
+    """A call as ``{"type": "function", "function": {"name", "arguments": object}}``; JSON strings are parsed.
+
+    What a template wants, object or string, is decided where it is rendered.
+    """
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowFault("missing_column", f"a tool call has no function name: {str(call)[:60]!r}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except ValueError as error:
+            raise RowFault("missing_column", f"arguments of tool call {function['name']!r}: {error}") from None
+    if not isinstance(arguments, dict):
+        arguments = {} if arguments is None else arguments
+    arguments = {key: value for key, value in arguments.items() if value is not None} if isinstance(arguments, dict) else arguments
+    kept = {key: value for key, value in call.items() if key in ("id",) and value is not None}
+    return kept | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _tools(row: dict[str, Any], source: SourceConfig) -> Optional[list[Any]]:
+    tools = _column(row, source, "tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise RowFault("missing_column", f"column 'tools' is not JSON: {error}") from None
+    return tools or None
+
+
+def _skill(row: dict[str, Any], source: SourceConfig) -> Optional[str]:
+    skill = _column(row, source, "skill")
+    return None if skill is None else str(skill)
+
+
+def _sharegpt(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+    turns = []
+    for turn in _turn_list(row, source, "conversations"):
+        if not isinstance(turn, dict):
+            raise RowFault("no_messages", f"a turn is {_kind(turn)}, not an object")
+        role, content = source.columns.get("from", "from"), source.columns.get("value", "value")
+        turns.append(_message({"role": turn.get(role), "content": turn.get(content)}, source))
+    return Conversation(turns, origin, tools=_tools(row, source), skill=_skill(row, source))
+
+
+def _prompt_completion(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+    """Two strings become a user and an assistant turn; two lists of turns are joined, only the second supervised."""
+    prompt, completion = _column(row, source, "prompt"), _column(row, source, "completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        context = [_message(turn, source) for turn in prompt]
+        answer = [_message(turn, source) for turn in completion]
+    else:
+        context = [{"role": "user", "content": _string(row, source, "prompt")}]
+        answer = [{"role": "assistant", "content": _string(row, source, "completion")}]
+    first = len(context)
+    return Conversation(
+        context + answer, origin, tools=_tools(row, source), skill=_skill(row, source), first_supervised=first
+    )
+
+
+def _alpaca(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+    """Instruction and input are one user turn, an empty line between them."""
+    extra = _column(row, source, "input")
+    parts = [_string(row, source, "instruction"), extra if isinstance(extra, str) else ""]
+    user = {"role": "user", "content": "\n\n".join(part for part in parts if part.strip())}
+    assistant = {"role": "assistant", "content": _string(row, source, "output")}
+    return Conversation([user, assistant], origin, skill=_skill(row, source))
+
+
+def _text(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+    return Conversation([], origin, text=_string(row, source, "text"), skill=_skill(row, source))
+
+
+_FORMATS: dict[DataFormat, Callable[[dict[str, Any], SourceConfig, Origin], Conversation]] = {
+    DataFormat.messages: _messages,
+    DataFormat.prompt_completion: _prompt_completion,
+    DataFormat.alpaca: _alpaca,
+    DataFormat.sharegpt: _sharegpt,
+    DataFormat.text: _text,
+}

@@ -1,0 +1,177 @@
+"""Conversations to text with the assistant's spans marked, whatever template the tokenizer brings.
+
+Three ways, tried per row in this order:
+1. ``markers``: the template has ``{% generation %}`` markers, and the renderer reports where they fell.
+2. ``training twin``: TRL knows the same template with markers, and its text for this row is byte-equal to the stock text.
+3. ``prefixes``: the conversation is rendered up to before and up to after each assistant turn; the difference is the turn.
+None of them is believed: proof.py checks every span against the row's content.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from sft_experiments.data.conversation import Conversation, Message, RowFault
+from sft_experiments.errors import ModelError
+
+Span = tuple[int, int]  # characters [start, end)
+
+# What a template can raise on a row that it does not expect; jinja passes Python's own errors through.
+_RENDER_ERRORS = (TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The text of a row and the spans that the assistant wrote (all turns; train_on is applied later)."""
+
+    text: str
+    spans: list[Span]
+    method: str  # "markers", "training twin" or "prefixes"
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._special_tokens: dict[str, Any] = tokenizer.special_tokens_map
+        self.template = default_template(tokenizer)
+        self.has_markers = _has_markers(self.template)
+        self.twin = None if self.has_markers else _find_training_twin(tokenizer)
+        self._arguments_as_string = self._wants_string_arguments()
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Raises ``RowFault`` when the template refuses the row or when no way finds the assistant's spans."""
+        messages = self._prepare(conversation.messages)
+        text, spans = self._call(self.template, messages, conversation.tools)
+        if self.has_markers:
+            return Rendered(text, spans, "markers")
+        if self.twin is not None:
+            twin_text, spans = self._call(self.twin, messages, conversation.tools)
+            if twin_text == text:
+                return Rendered(text, spans, "training twin")
+        return Rendered(text, self._spans_by_prefixes(messages, conversation.tools, text), "prefixes")
+
+    def render_text(self, conversation: Conversation) -> str:
+        """The text alone, for training on every token."""
+        return self._call(self.template, self._prepare(conversation.messages), conversation.tools)[0]
+
+    def start_of_turn(self, conversation: Conversation, index: int, text: str) -> int:
+        """Character of ``text`` up to which it is the conversation before turn ``index``."""
+        if index == 0:
+            return 0
+        before, _ = self._call(self.template, self._prepare(conversation.messages[:index]), conversation.tools)
+        return _common_prefix(before, text)
+
+    def _call(
+        self, template: str, messages: list[Message], tools: Optional[list[Any]], add_generation_prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                tools=tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except _RENDER_ERRORS as error:
+            raise RowFault("template_error", f"{type(error).__name__}: {error}") from error
+        return texts[0], spans[0]
+
+    def _spans_by_prefixes(self, messages: list[Message], tools: Optional[list[Any]], text: str) -> list[Span]:
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, _ = self._call(self.template, messages[:index], tools, True) if index else ("", [])
+                after, _ = self._call(self.template, messages[: index + 1], tools)
+                spans.append(_span_between(before, after, text, index))
+        return spans
+
+    def _prepare(self, messages: list[Message]) -> list[Message]:
+        return [_with_string_arguments(message) for message in messages] if self._arguments_as_string else messages
+
+    def _wants_string_arguments(self) -> bool:
+        """Whether tool-call arguments must be JSON strings: true when only those come out as correct text."""
+        return not self._prints_arguments({"probe_key": "probe value"}) and self._prints_arguments(
+            '{"probe_key": "probe value"}'
+        )
+
+    def _prints_arguments(self, arguments: Any) -> bool:
+        call = {"type": "function", "id": "call00001", "function": {"name": "probe", "arguments": arguments}}
+        messages: list[Message] = [
+            {"role": "user", "content": "question"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            text, _ = self._call(self.template, messages, None)
+        except RowFault:
+            return False
+        return "probe_key" in text and "{'probe_key'" not in text and '\\"probe_key' not in text
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template. Raises ``ModelError`` when it has none."""
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):  # named variants
+        template = template.get("default")
+    if not template:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template (a base model?); "
+            "choose one with model.chat_template=chatml, or name a .jinja file"
+        )
+    return str(template)
+
+
+def _has_markers(template: str) -> bool:
+    from trl.chat_template_utils import has_generation_markers
+
+    return bool(has_generation_markers(template))
+
+
+def _find_training_twin(tokenizer: PreTrainedTokenizerBase) -> Optional[str]:
+    """TRL's version of this very template with generation markers, or None."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except _RENDER_ERRORS:  # ValueError: no twin is known; the others: TRL's own probes do not fit the template
+        return None
+
+
+def _with_string_arguments(message: Message) -> Message:
+    import json
+
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append(call | {"function": function | {"arguments": arguments}})
+    return message | {"tool_calls": calls}
+
+
+def _span_between(before: str, after: str, text: str, index: int) -> Span:
+    """The span of one assistant turn: from the end of the generation prompt to the end of the turn.
+
+    Raises ``RowFault`` when the template prints the start or the turn itself differently once more turns follow.
+    """
+    if not after.startswith(before):
+        raise RowFault("unproven_mask", f"turn {index + 1}: the generation prompt is not how the turn begins")
+    if not text.startswith(after):
+        raise RowFault(
+            "unproven_mask",
+            f"turn {index + 1}: the template prints it differently once more turns follow; "
+            "set dataset.train_on=last_assistant, or a template with {% generation %} markers",
+        )
+    return len(before), len(before) + len(after[len(before) :].rstrip())
+
+
+def _common_prefix(left: str, right: str) -> int:
+    for index, (a, b) in enumerate(zip(left, right)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
