@@ -14,7 +14,16 @@ from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import Config
 
-__all__ = ["OURS", "UPSTREAM", "RunIdentity", "Tracker", "Trackers", "build_trackers", "flat_settings", "upstream_names"]
+__all__ = [
+    "OURS",
+    "UPSTREAM",
+    "RunIdentity",
+    "Tracker",
+    "Trackers",
+    "build_trackers",
+    "flat_settings",
+    "upstream_names",
+]
 
 OURS = ("tensorboard", "wandb", "trackio")
 UPSTREAM = (

@@ -51,9 +51,9 @@ class TensorBoardTracker:
         except ImportError:
             raise MissingDependencyError("tensorboard is not installed: pip install tensorboard") from None
         purge = None if identity.resumed_step == NOTHING_KEPT else identity.resumed_step + 1
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=10)
+        self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=10)
         # Same tags, tokens as the step: a run of its own beside the first, because a tag has one step axis.
-        self._by_tokens = SummaryWriter(str(self._folder / "by_tokens"), flush_secs=10)
+        self._by_tokens: Any = SummaryWriter(str(self._folder / "by_tokens"), flush_secs=10)
         for summary in _session_start(identity, settings):
             self._writer._get_file_writer().add_summary(summary)
         self._writer.add_text("config", _table(settings), 0)
@@ -89,7 +89,7 @@ class TensorBoardTracker:
 
 
 def _session_start(identity: RunIdentity, settings: Settings) -> list[Any]:
-    """Summaries for the HParams plugin. Written by hand because torch's ``hparams`` cannot say when and how a run ended."""
+    """Summaries for the HParams plugin, written by hand: torch's ``hparams`` cannot say when and how a run ended."""
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     names = [*HPARAMS, *(axis for axis in identity.axes if axis not in HPARAMS)]

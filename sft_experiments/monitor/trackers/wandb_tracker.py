@@ -13,6 +13,7 @@ from sft_experiments.monitor.trackers.wandb_mode import choose_mode
 from sft_experiments.schema import WandbConfig
 
 INIT_SECONDS = 30.0
+FLUSH_SECONDS = 1.0  # a killed run keeps all but its last second (W&B's default: 15)
 TAGGED = ("model.name", "dataset.name", "scheduler.name", "peft.method")
 LONGEST_TAG = 64  # characters; the service refuses longer ones
 SAMPLE_COLUMNS = ["step", "prompt_index", "prompt", "answer", "reference", "exact"]
@@ -88,15 +89,19 @@ class WandbTracker:
 
     def _settings(self, wandb: Any) -> Any:
         """Quiet, without the command line (it may hold secrets), and with our deadlines."""
-        return wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            save_code=False,
-            x_disable_meta=True,
-            init_timeout=INIT_SECONDS,
-            finish_timeout=max(1.0, 0.8 * self._finish_seconds),
-        )
+        settings = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "save_code": False,
+            "x_disable_meta": True,
+            "init_timeout": INIT_SECONDS,
+            "finish_timeout": max(1.0, 0.8 * self._finish_seconds),
+            "x_transaction_log_flush_interval": FLUSH_SECONDS,
+        }
+        # The private ones come and go between versions; without them only their comfort is missing.
+        known = wandb.Settings.model_fields
+        return wandb.Settings(**{name: value for name, value in settings.items() if name in known})
 
 
 def _tags(tags: list[str], settings: Settings) -> list[str]:

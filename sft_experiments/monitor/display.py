@@ -1,0 +1,94 @@
+"""What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere, or only the alerts."""
+
+import sys
+from typing import IO, Protocol
+
+from sft_experiments.monitor.events import Alert, Event
+from sft_experiments.schema import TerminalMode
+
+
+class Display(Protocol):
+    def step(self, step: int) -> None:
+        """An optimizer step was done."""
+
+    def event(self, event: Event) -> None:
+        """Training or evaluation was measured."""
+
+    def alert(self, alert: Alert) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def build_display(mode: TerminalMode, total_steps: int, stream: IO[str] | None = None) -> Display:
+    """A bar needs a terminal; with several trials at once every trial writes lines into its own log."""
+    stream = stream or sys.stdout
+    if mode is TerminalMode.auto and stream.isatty():
+        from sft_experiments.monitor.progress_bar import BarDisplay
+
+        return BarDisplay(total_steps, stream)
+    return LineDisplay(total_steps, stream, quiet=mode is TerminalMode.quiet)
+
+
+class LineDisplay:
+    """One line per event, each in a single write, so that processes that share a stream do not mix their lines."""
+
+    def __init__(self, total_steps: int, stream: IO[str], quiet: bool = False) -> None:
+        self._total = total_steps
+        self._stream = stream
+        self._quiet = quiet
+
+    def step(self, step: int) -> None:
+        """Lines come with events."""
+
+    def event(self, event: Event) -> None:
+        if not self._quiet:
+            self._write(f"step {int(event['step'])}/{self._total}  {describe_event(event)}")
+
+    def alert(self, alert: Alert) -> None:
+        self._write(describe_alert(alert))
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._write(f"note: {text}")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def describe_event(event: Event) -> str:
+    """``loss 1.234  lr 2.0e-03  norm 0.81  12.3k tokens/s`` or ``eval loss 1.250  gap +0.016``."""
+    parts = [text.format(event[name]) for name, text in _SHOWN.items() if name in event]
+    if "train/tokens_per_second" in event:
+        parts.append(f"{short_number(event['train/tokens_per_second'])} tokens/s")
+    return "  ".join(parts)
+
+
+_SHOWN = {
+    "train/loss": "loss {:.4f}",
+    "train/learning_rate": "lr {:.2e}",
+    "train/grad_norm": "norm {:.3g}",
+    "eval/loss": "eval loss {:.4f}",
+    "eval/train_gap": "gap {:+.3f}",
+    "eval/mean_token_accuracy": "token accuracy {:.3f}",
+    "eval/exact_match": "exact match {:.3f}",
+}
+
+
+def describe_alert(alert: Alert) -> str:
+    again = f" (seen {alert.count} times)" if alert.count > 1 else ""
+    verb = "STOP" if alert.policy == "stop" else "WARNING"
+    return f"{verb} {alert.rule} at step {alert.last_step}: {alert.message}{again}"
+
+
+def short_number(value: float) -> str:
+    """950, 12.3k, 4.56M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,133 @@
+"""The monitoring of one run: events go to the metrics file, the trackers, the health rules and the terminal."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sft_experiments.monitor.display import build_display
+from sft_experiments.monitor.events import Alert, Event, Sample
+from sft_experiments.monitor.facts import RunFacts
+from sft_experiments.monitor.health import Health
+from sft_experiments.monitor.measure import Measure
+from sft_experiments.monitor.metrics_file import JsonLinesFile, append_samples
+from sft_experiments.monitor.secrets import redact_text
+from sft_experiments.monitor.stall import StallWatch
+from sft_experiments.monitor.trackers import RunIdentity, build_trackers
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.schema import Config
+
+
+class Monitor:
+    """Everything that watches a run; one per run, on rank 0. ``finish`` is called whatever happens.
+
+    ``stopped`` is the alert whose policy asks the trainer to end, or None. Raises ``ConfigError`` for unknown rules
+    or trackers, ``RunFolderError`` when the metrics file cannot be written; trackers never raise.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, identity: RunIdentity, facts: RunFacts) -> None:
+        self.stopped: Alert | None = None
+        self._health = Health(config.monitor.rules, facts)
+        self._metrics = JsonLinesFile(folder.metrics, identity.resumed_step)
+        self._samples = JsonLinesFile(folder.samples, identity.resumed_step)
+        self._measure = Measure(facts)
+        self._replay([_with_nan(line) for line in self._metrics.kept])
+        self._display = build_display(config.monitor.terminal, facts.total_steps)
+        self._watch = StallWatch(config.monitor.stall_seconds, self._stalled, folder.path / "stacks.txt")
+        self._trackers = build_trackers(config, folder, identity)
+        self._step = max(0, identity.resumed_step)
+        self._finished = False
+
+    # ---- what the trainer tells
+
+    def train_begin(self, model: Any, tokens: float) -> None:
+        """Training starts, or goes on after ``tokens``."""
+        self._measure.train_begin(model, tokens)
+        self._watch.start()
+
+    def step_end(self, step: int) -> None:
+        self._step = step
+        self._measure.speed.step_ended(time.monotonic())
+        self._display.step(step)
+        self._watch.beat()
+
+    def pause_end(self) -> None:
+        """The trainer has evaluated, saved or logged: neither training time nor a stall."""
+        self._measure.speed.pause_ended(time.monotonic())
+        self._watch.beat()
+
+    def alive(self) -> None:
+        """One batch of an evaluation is done."""
+        self._watch.beat()
+
+    def log(self, step: int, epoch: float, logs: Mapping[str, Any]) -> None:
+        """What the trainer logs, under its own names; see names.py."""
+        if event := self._measure.event(step, epoch, logs):
+            self._metrics.append(event)
+            self._trackers.log(event)
+            self._display.event(event)
+            for alert in self._health.observe(event):
+                self._tell(alert)
+            self._show_notes()
+
+    def samples(self, samples: list[Sample]) -> None:
+        """Generations of one evaluation."""
+        if samples:
+            append_samples(self._samples, samples)
+            self._trackers.samples(samples)
+
+    def report(self, rule: str, step: int, message: str) -> None:
+        """A sign that is not in the events, e.g. ``not_finite`` from the trainer's guard before an optimizer step."""
+        if alert := self._health.report(rule, step, redact_text(message)):
+            self._tell(alert)
+
+    def train_end(self) -> None:
+        """The terminal is free again; later logs are not events of this run."""
+        self._watch.stop()
+        self._display.close()
+
+    # ---- what the worker asks
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """For the record: one entry per rule that fired."""
+        return self._health.records()
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> list[str]:
+        """Close everything, in ``logger.finish_seconds`` at most. Returns the notes for the record.
+
+        A second call does nothing.
+        """
+        if self._finished:
+            return []
+        self._finished = True
+        self.train_end()
+        self._metrics.close()
+        self._samples.close()
+        notes = self._trackers.finish(status, summary)
+        self._show_notes()
+        return notes
+
+    # ---- inside
+
+    def _replay(self, events: list[Event]) -> None:
+        """Bring rules and counters to where the resumed run was. What was told then is not told again."""
+        self._measure.replay(events)
+        for event in events:
+            self._health.observe(event)
+
+    def _tell(self, alert: Alert) -> None:
+        self._display.alert(alert)
+        self._trackers.alert(alert)
+        if alert.policy == "stop" and self.stopped is None:
+            self.stopped = alert
+
+    def _stalled(self, seconds: float) -> None:
+        self.report("stalled", self._step, f"no step for {seconds:.0f} s; all stacks are in stacks.txt")
+
+    def _show_notes(self) -> None:
+        for note in self._trackers.take_notes():
+            self._display.note(note)
+
+
+def _with_nan(line: dict[str, Any]) -> Event:
+    return {name: math.nan if value is None else value for name, value in line.items()}
