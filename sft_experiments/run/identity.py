@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from sft_experiments.compose import to_plain
-from sft_experiments.data.fingerprint import dataset_fingerprint, file_fingerprint
+from sft_experiments.data.fingerprint import HashMemory, dataset_fingerprint, default_cache_dir
 from sft_experiments.plan.size import model_config_file
 from sft_experiments.schema import Config, ModelConfig, ModelSource
 
@@ -41,32 +41,32 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_
 
 def fingerprints(config: Config) -> dict[str, str]:
     """Content hashes of the data and the model that this run reads."""
-    model = config.model
+    model, memory = config.model, HashMemory(default_cache_dir())
     return {
-        **dataset_fingerprint(config.dataset),
-        "model": model_fingerprint(model),
-        "tokenizer": path_fingerprint(model.tokenizer),
-        "chat_template": path_fingerprint(model.chat_template),
+        **dataset_fingerprint(config.dataset, memory),
+        "model": model_fingerprint(model, memory),
+        "tokenizer": path_fingerprint(model.tokenizer, memory),
+        "chat_template": path_fingerprint(model.chat_template, memory),
     }
 
 
-def path_fingerprint(name: Optional[str]) -> str:
+def path_fingerprint(name: Optional[str], memory: HashMemory) -> str:
     """Content hash of a folder or file, or the name itself when nothing of that name exists here."""
     path = Path(name or "").expanduser()
     if name is None or not path.exists():
         return str(name)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return digest({str(file.relative_to(path)): file_fingerprint(file) for file in files})
+    return digest({str(file.relative_to(path)): memory.sha256(file) for file in files})
 
 
-def model_fingerprint(model: ModelConfig) -> str:
+def model_fingerprint(model: ModelConfig, memory: HashMemory) -> str:
     """A hash of a local folder's files, the commit of a cached Hub model, or the name of one that is not here yet."""
     if model.source is ModelSource.random:
         return "random"
     folder = Path(model.name).expanduser()
     if folder.is_dir():
         files = sorted({file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)})
-        return digest({file.name: file_fingerprint(file) for file in files})
+        return digest({file.name: memory.sha256(file) for file in files})
     cached = model_config_file(model.name, model.revision)
     commit = cached.parent.name if cached is not None else model.revision or "main"
     return f"{model.name}@{commit}"

@@ -10,6 +10,7 @@ from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.lock import is_held
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
+from sft_experiments.run.retry import smaller_batch
 from sft_experiments.run.trial import Trial
 
 LOG_TAIL_LINES = 20
@@ -25,14 +26,23 @@ def run_trial(trial: Trial) -> Record:
         raise RunFolderError(f"{trial.folder.path} is in use: this trial is already being trained by another process")
     if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
         return earlier
+    record = _attempt(trial)
+    while (smaller := smaller_batch(trial, record)) is not None:
+        trial = smaller
+        record = _attempt(trial)
+    return raise_for_failure(record)
+
+
+def _attempt(trial: Trial) -> Record:
+    """Start a worker on the trial's folder and return the record it leaves."""
     trial.write()
     if trial.config.compute.isolate:
         code = _in_own_process(trial)
     else:
         from sft_experiments.training.worker import run  # heavy: torch, transformers, trl
 
-        code = run(trial.folder)
-    return raise_for_failure(settle(trial.folder, code))
+        code = run(trial.folder, trial.plan.threads)
+    return settle(trial.folder, code)
 
 
 def _in_own_process(trial: Trial) -> int:

@@ -1,0 +1,123 @@
+"""What the terminal shows before and after a run or sweep. Plain text when the output is not a terminal."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Record, Status, read_record
+from sft_experiments.run.trial import Trial
+from sft_experiments.sweep.ledger import Sweep
+
+console = Console(highlight=False)
+
+
+def show_plan(trial: Trial) -> None:
+    """The plan of one run: where it goes, what was derived, where each value comes from, what is unusual."""
+    batch, plan = trial.plan.batch, trial.record.plan
+    console.print(f"[bold]{trial.config.name}[/bold]  trial {trial.id}  [dim]{trial.folder.path}[/dim]")
+    console.print(
+        f"  batch      {batch.per_device_train_batch_size} per device x {batch.gradient_accumulation_steps} accumulation"
+        f" x {batch.num_devices} device = [bold]{batch.effective_batch_size}[/bold]"
+    )
+    console.print(f"  device     {trial.plan.device.value} [dim]({trial.plan.device.reason})[/dim]")
+    console.print(f"  precision  {trial.plan.precision.value} [dim]({trial.plan.precision.reason})[/dim]")
+    console.print(values_table(plan["values"]))
+    show_warnings(trial.plan.warnings)
+
+
+def values_table(values: dict[str, dict[str, Any]]) -> Table:
+    """Each dial with its value and its origin."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for key, entry in values.items():
+        table.add_row(f"  {key}", Text(number(entry["value"]), style="bold"), Text(entry["origin"], style="dim"))
+    return table
+
+
+def show_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(Text(f"  note: {warning}", style="yellow"))
+
+
+def show_outcome(folder: RunFolder, record: Record) -> None:
+    """The result of one run and where to look next."""
+    best = record.metrics.get("best/step")
+    console.print(
+        f"[bold green]completed[/bold green]  {record.objective_metric} [bold]{number(record.objective)}[/bold]"
+        f" (step {best} of {record.metrics.get('total_steps')}, {record.timings.get('total', 0):.0f} s)"
+    )
+    console.print(f"  model      {folder.model}")
+    for note in record.notes:
+        console.print(Text(f"  note: {note}", style="yellow"))
+    show_where_to_look(folder.path, record.config)
+
+
+def show_sweep_plan(sweep: Sweep, trials: list[Trial]) -> None:
+    """The grid before it runs: its axes, its cells' batch splits, how many are already done."""
+    first = trials[0]
+    console.print(f"[bold]{sweep.name}[/bold]  {len(trials)} trials, {sweep.concurrent_trials} at a time  [dim]{sweep.folder}[/dim]")
+    for axis in sweep.axes:
+        values = dict.fromkeys(number(trial.record.axes[axis]) for trial in trials if axis in trial.record.axes)
+        console.print(f"  {axis}: {', '.join(values)}")
+    console.print(batch_table(trials))
+    console.print(f"  device     {first.plan.device.value} [dim]({first.plan.device.reason})[/dim]")
+    console.print(f"  precision  {first.plan.precision.value} [dim]({first.plan.precision.reason})[/dim]")
+    done = sum((earlier := trial.recorded()) is not None and earlier.status is Status.completed for trial in trials)
+    if done:
+        console.print(f"  {done} of {len(trials)} trials are completed already and are not run again")
+    show_warnings(list(dict.fromkeys(warning for trial in trials for warning in trial.plan.warnings)))
+
+
+def batch_table(trials: list[Trial]) -> Table:
+    """How each effective batch of a sweep is made."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    for header in ("  effective batch", "per device", "accumulation", "devices"):
+        table.add_column(header, justify="right")
+    splits = dict.fromkeys(trial.plan.batch for trial in trials)
+    for split in sorted(splits, key=lambda split: split.effective_batch_size):
+        numbers = (
+            split.effective_batch_size, split.per_device_train_batch_size, split.gradient_accumulation_steps, split.num_devices
+        )  # fmt: skip
+        table.add_row(*map(str, numbers))
+    return table
+
+
+def show_sweep_outcome(sweep: Sweep, trials: list[Trial]) -> int:
+    """The ranked table, every failure, and where to look next. Returns how many trials did not complete."""
+    from sft_experiments.report.compare import print_ranked_table
+    from sft_experiments.report.write import write_report
+
+    records = [read_record(trial.folder) for trial in trials]
+    failed = [(trial, record) for trial, record in zip(trials, records, strict=True) if record.status is not Status.completed]
+    console.print()
+    print_ranked_table([sweep.folder], console)
+    for trial, record in failed:
+        reason = record.failure.message if record.failure else "not finished"
+        console.print(Text(f"{record.status.value}: {record.label or trial.id}: {reason}", style="red"))
+        console.print(Text(f"  log: {trial.folder.log}", style="dim"))
+    if len(failed) < len(trials):
+        console.print(f"  report     {write_report(sweep.folder)}")
+    show_where_to_look(sweep.folder, trials[0].record.config)
+    return len(failed)
+
+
+def show_where_to_look(folder: Path, config: dict[str, Any]) -> None:
+    """Commands to paste: compare, TensorBoard, W&B."""
+    quoted = shlex.quote(str(folder))
+    console.print(f"  compare    sft compare {quoted}")
+    trackers = config["logger"]["trackers"]
+    if "tensorboard" in trackers:
+        console.print(f"  curves     tensorboard --logdir {quoted}")
+    offline = sorted(folder.rglob("wandb/offline-run-*"))
+    if "wandb" in trackers and offline:
+        pattern = "wandb/offline-run-*" if offline[0].parent.parent == folder else "*/wandb/offline-run-*"
+        console.print(f"  W&B        wandb sync {quoted}/{pattern}    [dim]({len(offline)} offline run(s); needs a key)[/dim]")
+
+
+def number(value: Any) -> str:
+    """A number as one writes it: 2e-05 for small ones, no trailing zeros."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,181 @@
+"""What a running sweep shows: a live table on a terminal, one line per event otherwise."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Record, Status, read_record
+
+STYLES = {
+    Status.pending: "dim",
+    Status.running: "yellow",
+    Status.completed: "green",
+    Status.preempted: "magenta",
+    Status.pruned: "cyan",
+}
+TAIL_BYTES = 4096  # enough for the last few lines of metrics.jsonl
+
+
+@dataclass
+class Row:
+    """One trial as the board knows it."""
+
+    folder: RunFolder
+    label: str
+    status: Status
+    total_steps: int = 0
+    latest: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    started: float = 0.0
+
+
+class Board:
+    """The state of every trial, read from its folder. Subclasses decide how it is shown."""
+
+    def __init__(self, folders: list[RunFolder], console: Console) -> None:
+        self.console = console
+        self.rows = {folder.path: self._row(folder) for folder in folders}
+        self.begun = time.monotonic()
+
+    def _row(self, folder: RunFolder) -> Row:
+        record = read_record(folder)
+        return Row(folder, record.label or record.trial_id, record.status, seconds=record.timings.get("total", 0.0))
+
+    def started(self, folder: RunFolder) -> None:
+        row = self.rows[folder.path]
+        row.status, row.started = Status.running, time.monotonic()
+
+    def retried(self, folder: RunFolder) -> None:
+        self.rows[folder.path].status = Status.pending
+
+    def ended(self, folder: RunFolder, record: Record) -> None:
+        row = self.rows[folder.path]
+        row.status, row.seconds = record.status, time.monotonic() - row.started
+        row.latest |= latest_metrics(folder)
+
+    def refresh(self) -> None:
+        """Read what the running trials have written since."""
+        for row in self.rows.values():
+            if row.status is Status.running:
+                row.latest |= latest_metrics(row.folder)
+                row.total_steps = row.total_steps or planned_steps(row.folder)
+
+    def count(self, *statuses: Status) -> int:
+        return sum(row.status in statuses for row in self.rows.values())
+
+    @property
+    def num_ended(self) -> int:
+        return len(self.rows) - self.count(Status.pending, Status.running)
+
+    def remaining_seconds(self) -> float | None:
+        """From the pace of the trials that this launch has finished; None before the first one."""
+        done = sum(row.started > 0 and row.status is not Status.running for row in self.rows.values())
+        partial = sum(share_done(row) for row in self.rows.values() if row.status is Status.running)
+        left = self.count(Status.pending) + self.count(Status.running) - partial
+        finished = done + partial
+        return (time.monotonic() - self.begun) / finished * left if finished > 0.2 else None
+
+
+class PlainBoard(Board):
+    """One line when a trial starts and one when it ends: for logs, pipes and CI."""
+
+    def started(self, folder: RunFolder) -> None:
+        super().started(folder)
+        self.console.print(f"[{self.num_ended}/{len(self.rows)}] started    {self.rows[folder.path].label}", markup=False)
+
+    def retried(self, folder: RunFolder) -> None:
+        super().retried(folder)
+        self.console.print(f"[{self.num_ended}/{len(self.rows)}] retrying   {self.rows[folder.path].label}", markup=False)
+
+    def ended(self, folder: RunFolder, record: Record) -> None:
+        super().ended(folder, record)
+        row = self.rows[folder.path]
+        objective = "" if record.objective is None else f"  {record.objective_metric} {record.objective:.4f}"
+        state = f"{record.status.value:<10} {row.label}{objective}  {row.seconds:.1f} s"
+        self.console.print(f"[{self.num_ended}/{len(self.rows)}] {state}", markup=False)
+
+
+class LiveBoard(Board):
+    """A table that is drawn anew twice a second."""
+
+    def table(self) -> Table:
+        left = self.remaining_seconds()
+        title = f"{self.num_ended} of {len(self.rows)} trials" + (f", about {duration(left)} left" if left else "")
+        table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+        table.add_column("trial", overflow="ellipsis", no_wrap=True, ratio=1)
+        for header in ("status", "step", "loss", "eval", "tokens/s", "time"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for row in self.rows.values():
+            table.add_row(row.label, *cells(row), style=STYLES.get(row.status, "red"))
+        return table
+
+
+def cells(row: Row) -> list[str]:
+    latest = row.latest
+    step = f"{latest['step']:g}/{row.total_steps}" if "step" in latest and row.total_steps else ""
+    seconds = time.monotonic() - row.started if row.status is Status.running else row.seconds
+    return [
+        row.status.value,
+        step,
+        f"{latest['train/loss']:.4f}" if latest.get("train/loss") is not None else "",
+        f"{latest['eval/loss']:.4f}" if latest.get("eval/loss") is not None else "",
+        f"{latest['train/tokens_per_second']:,.0f}" if latest.get("train/tokens_per_second") else "",
+        duration(seconds) if seconds else "",
+    ]
+
+
+def share_done(row: Row) -> float:
+    return min(1.0, float(row.latest.get("step", 0)) / row.total_steps) if row.total_steps else 0.0
+
+
+def latest_metrics(folder: RunFolder) -> dict[str, Any]:
+    """The newest value of each metric among the last lines of metrics.jsonl; a line being written is left out."""
+    try:
+        with folder.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    latest: dict[str, Any] = {}
+    for line in lines:
+        try:
+            latest |= json.loads(line)
+        except ValueError:
+            continue  # the cut first line of the tail
+    return latest
+
+
+def planned_steps(folder: RunFolder) -> int:
+    try:
+        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    return int(plan.get("steps", {}).get("total_steps", 0))
+
+
+def duration(seconds: float) -> str:
+    """45s, 3m05s or 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+@contextmanager
+def open_board(folders: list[RunFolder]) -> Iterator[Board]:
+    """The board that fits the output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        yield PlainBoard(folders, console)
+        return
+    board = LiveBoard(folders, console)
+    with Live(get_renderable=board.table, console=console, refresh_per_second=2):
+        yield board

@@ -1,0 +1,59 @@
+"""sweep.json: what a sweep varies and which cells it has. What became of the cells stands in their records."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from sft_experiments.errors import RunFolderError
+from sft_experiments.run.files import read_json, write_json_atomically
+from sft_experiments.run.trial import Request
+
+SWEEP_FILE = "sweep.json"
+LOCK_FILE = ".sweep.lock"
+
+
+@dataclass
+class Sweep:
+    """The part of a sweep that is known before any trial runs."""
+
+    folder: Path
+    name: str
+    fixed_hash: str  # of everything that is not an axis
+    axes: list[str] = field(default_factory=list)  # keys that vary
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)  # trial id -> axis values, in launch order
+    command: str = ""
+    concurrent_trials: int = 1
+
+    def request(self, overrides: list[str], experiment: Optional[str]) -> Request:
+        """The request of the cell whose overrides Hydra reports, split into fixed part and axes."""
+        keyed = {override.lstrip("+").split("=", 1)[0]: override for override in overrides}
+        axes = {key: parse_value(keyed[key].split("=", 1)[1]) for key in self.axes if key in keyed}
+        fixed = [override for key, override in keyed.items() if key not in self.axes]
+        return Request(fixed, axes, experiment, self.folder, self.concurrent_trials)
+
+    def write(self) -> None:
+        """Write sweep.json; cells of earlier launches stay listed, so that a grid can be extended."""
+        file = self.folder / SWEEP_FILE
+        if file.is_file():
+            earlier = read_sweep(self.folder)
+            self.axes = list(dict.fromkeys([*earlier.axes, *self.axes]))
+            self.cells = {**earlier.cells, **self.cells}
+        content = asdict(self)
+        del content["folder"]
+        write_json_atomically(file, content)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep of a folder. Raises ``RunFolderError`` when the folder holds none."""
+    content = read_json(folder / SWEEP_FILE)
+    try:
+        return Sweep(folder=folder, **content)
+    except TypeError as error:
+        raise RunFolderError(f"{folder / SWEEP_FILE} is not a sweep file of this version: {error}") from None
+
+
+def parse_value(text: str) -> Any:
+    """The typed value of the right-hand side of an override, as Hydra reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(f"key={text}").value()

@@ -1,0 +1,213 @@
+"""The local launcher: one clean process per trial, several at once, and a record for whatever becomes of each."""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, Optional
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from sft_experiments.errors import TrainingFailed
+from sft_experiments.run.launch import settle
+from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
+from sft_experiments.run.retry import limited, smaller_batch
+from sft_experiments.run.trial import Trial, plan_trial
+from sft_experiments.schema import SweepConfig
+from sft_experiments.sweep.board import Board, open_board
+from sft_experiments.sweep.concurrency import Slot, slots
+from sft_experiments.sweep.grid import compose_cell
+from sft_experiments.sweep.ledger import read_sweep
+from sft_experiments.sweep.starter import start_worker, warm_up
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # for a checkpoint after SIGTERM, then SIGKILL
+
+
+def launch(
+    context: HydraContext, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Run the cells and return Hydra's account of them; failures are returned, never raised."""
+    sweep = read_sweep(Path(master.hydra.sweep.dir))
+    trials = []
+    for overrides in job_overrides:
+        composed = compose_cell(context, master, list(overrides))
+        request = sweep.request(list(overrides), composed.hydra.runtime.choices.get("experiment"))
+        trials.append(plan_trial(composed, request))
+    records = Pool(trials, sweep.concurrent_trials).run()
+    return [job_return(list(overrides), record) for overrides, record in zip(job_overrides, records, strict=True)]
+
+
+def job_return(overrides: list[str], record: Record) -> JobReturn:
+    """A record in the form that Hydra's sweepers read."""
+    returned = JobReturn(overrides=overrides)
+    if record.status is Status.completed:
+        returned.status, returned.return_value = JobStatus.COMPLETED, record.objective
+    else:
+        message = record.failure.message if record.failure else f"ended as {record.status.value}"
+        returned.status, returned.return_value = JobStatus.FAILED, TrainingFailed(message, record.status.value)
+    return returned
+
+
+@dataclass
+class Running:
+    """A trial that occupies a slot."""
+
+    trial: Trial
+    slot: Slot
+    process: BaseProcess
+    started: float
+    asked_to_stop: Optional[float] = None  # when SIGTERM was sent
+
+
+class Pool:
+    """Trials waiting, trials running, free slots."""
+
+    def __init__(self, trials: list[Trial], parallel: int) -> None:
+        first = trials[0]
+        self.trials = {trial.id: trial for trial in trials}
+        self.settings: SweepConfig = first.config.sweep
+        self.threads = first.plan.threads
+        self.free = slots(parallel, first.config.compute.num_devices, first.plan.device.value)
+        self.waiting = deque(trial for trial in trials if needs_running(trial, self.settings.retry_failed))
+        self.running: dict[str, Running] = {}
+        self.killed_before: dict[str, int] = {}
+        self.stopped_by: Optional[int] = None
+
+    def run(self) -> list[Record]:
+        """Run everything that is waiting; returns the records of all trials in the given order."""
+        for trial in self.waiting:
+            trial.write()
+        if self.waiting:
+            warm_up(self.threads)
+            with open_board([trial.folder for trial in self.trials.values()]) as board, self._stop_signals():
+                while self.waiting or self.running:
+                    self._fill_slots(board)
+                    self._collect(board)
+        if self.stopped_by is not None:
+            raise SweepStopped(self.stopped_by)
+        return [read_record(trial.folder) for trial in self.trials.values()]
+
+    def _fill_slots(self, board: Board) -> None:
+        while self.waiting and self.free:
+            slot, trial = self.free.pop(0), self.waiting.popleft()
+            process = start_worker(trial.folder, trial.plan.threads, slot.visible_devices)
+            self.running[trial.id] = Running(trial, slot, process, time.monotonic())
+            board.started(trial.folder)
+
+    def _collect(self, board: Board) -> None:
+        """Wait a moment for any worker to end, settle those that did, stop those that are out of time."""
+        wait([job.process.sentinel for job in self.running.values()], timeout=POLL_SECONDS)
+        board.refresh()
+        for job in list(self.running.values()):
+            if job.process.exitcode is None:
+                self._enforce_time(job)
+            else:
+                self._finish(job, board)
+
+    def _finish(self, job: Running, board: Board) -> None:
+        del self.running[job.trial.id]
+        self.free.append(job.slot)
+        assert job.process.exitcode is not None
+        record = settle(job.trial.folder, job.process.exitcode)
+        if job.asked_to_stop is not None and self.stopped_by is None:
+            record = self._record_timeout(job, record)
+        if self.stopped_by is None and self._try_again(job.trial, record):
+            board.retried(job.trial.folder)
+            return
+        board.ended(job.trial.folder, record)
+        if self.settings.fail_fast and record.status.is_failure:
+            self.waiting.clear()
+
+    def _try_again(self, trial: Trial, record: Record) -> bool:
+        """Put a killed trial back in the queue (bounded), and one that ran out of memory with a smaller batch."""
+        again = trial if record.status is Status.killed and self._may_retry(trial) else smaller_batch(trial, record)
+        if again is None:
+            return False
+        again.write()
+        self.waiting.appendleft(again)
+        if again is not trial:
+            self._share_smaller_batch(again)
+        return True
+
+    def _may_retry(self, trial: Trial) -> bool:
+        self.killed_before[trial.id] = self.killed_before.get(trial.id, 0) + 1
+        return self.killed_before[trial.id] <= self.settings.retries
+
+    def _share_smaller_batch(self, shrunk: Trial) -> None:
+        """Trials of the same shape that wait would run out of memory too: they start with the smaller batch."""
+        limit = shrunk.plan.batch.per_device_train_batch_size
+        for index, trial in enumerate(self.waiting):
+            if trial is not shrunk and same_shape(trial, shrunk):
+                self.waiting[index] = limited(trial, limit)
+                self.waiting[index].write()
+
+    def _enforce_time(self, job: Running) -> None:
+        limit, now = self.settings.timeout_seconds, time.monotonic()
+        overdue = limit is not None and now - job.started > limit
+        if (overdue or self.stopped_by is not None) and job.asked_to_stop is None:
+            job.process.terminate()
+            job.asked_to_stop = now
+        if job.asked_to_stop is not None and now - job.asked_to_stop > GRACE_SECONDS:
+            job.process.kill()
+
+    def _record_timeout(self, job: Running, record: Record) -> Record:
+        limit = self.settings.timeout_seconds
+        record.status, record.objective = Status.timeout, None
+        record.failure = Failure("timeout", f"not finished after sweep.timeout_seconds={limit:g}")
+        record.finished_at = utc_now()
+        record.write(job.trial.folder)
+        return record
+
+    @contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop the running trials after a checkpoint; a second one kills them."""
+
+        def stop(number: int, frame: Optional[FrameType]) -> None:
+            self.waiting.clear()
+            if self.stopped_by is not None:
+                for job in self.running.values():
+                    job.process.kill()
+            self.stopped_by = number
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class SweepStopped(TrainingFailed):
+    """The sweep was stopped by a signal; running trials have saved a checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped; the same command goes on where it was", Status.preempted.value)
+        self.exit_code = 128 + number
+
+
+def needs_running(trial: Trial, retry_failed: bool) -> bool:
+    """Completed trials never run again; failed ones only when asked; all others go on."""
+    earlier = trial.recorded()
+    if earlier is None or trial.config.rerun:
+        return True
+    return not earlier.status.is_final or (earlier.status.is_failure and retry_failed)
+
+
+def same_shape(one: Trial, other: Trial) -> bool:
+    """Whether two trials need the same memory per example."""
+
+    def shape(trial: Trial) -> tuple[Any, ...]:
+        config = trial.config
+        return config.model.name, config.dataset.max_length, config.peft.method, trial.plan.precision.value
+
+    return shape(one) == shape(other)
+

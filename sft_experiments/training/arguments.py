@@ -1,0 +1,95 @@
+"""Our keys in upstream's spelling. The only module that names SFTConfig fields; a test compares it with the installed one."""
+
+from typing import Any
+
+from trl import SFTConfig
+
+from sft_experiments.monitor.trackers import upstream_names
+from sft_experiments.plan.batch import BatchPlan, StepPlan
+from sft_experiments.plan.cadence import resolve_interval
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.schema import Config, Direction, PackingStrategy
+
+NEVER = 10**9  # steps: our own callback decides when to evaluate and save
+
+
+def training_arguments(
+    config: Config, batch: BatchPlan, steps: StepPlan, precision: str, device: str, folder: RunFolder, resumes: bool
+) -> SFTConfig:
+    """The SFTConfig of a run. ``train.extra`` comes last: it holds only fields that nothing here sets."""
+    train = config.train
+    values: dict[str, Any] = {
+        "output_dir": str(folder.checkpoints.resolve()),
+        "learning_rate": train.learning_rate,
+        "per_device_train_batch_size": batch.per_device_train_batch_size,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+        "per_device_eval_batch_size": train.per_device_eval_batch_size,
+        "num_train_epochs": train.num_train_epochs,
+        "max_steps": steps.total_steps,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optim,
+        "adam_beta1": train.adam_beta1,
+        "adam_beta2": train.adam_beta2,
+        "adam_epsilon": train.adam_epsilon,
+        "bf16": precision == "bf16",
+        "activation_checkpointing": train.activation_checkpointing,
+        "lr_scheduler_type": config.scheduler.name,
+        "lr_scheduler_kwargs": scheduler_arguments(config, steps),
+        "warmup_steps": steps.warmup_steps,
+        "seed": train.seed,
+        "data_seed": train.data_seed,
+        "use_cpu": device == "cpu",
+        "dataloader_num_workers": config.compute.dataloader_num_workers,
+        "report_to": upstream_names(config.logger.trackers) or "none",
+        **_cadence(config, steps, resumes),
+        **_data(config),
+        **_quiet(),
+    }
+    return SFTConfig(**{**values, **train.extra})
+
+
+def _cadence(config: Config, steps: StepPlan, resumes: bool) -> dict[str, Any]:
+    train = config.train
+    metric = config.objective.metric.removeprefix("eval/")
+    return {
+        "logging_steps": resolve_interval("train.logging_steps", train.logging_steps, steps.total_steps),
+        "eval_strategy": "steps",
+        "eval_steps": NEVER,
+        "eval_on_start": train.eval_on_start and not resumes,
+        "save_strategy": "steps",
+        "save_steps": NEVER,
+        "load_best_model_at_end": train.load_best_model_at_end,
+        "metric_for_best_model": f"eval_{metric}",
+        "greater_is_better": config.objective.direction is Direction.maximize,
+    }
+
+
+def _data(config: Config) -> dict[str, Any]:
+    """The data arrive tokenised, masked, cut and packed; TRL only collates them."""
+    return {
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": config.dataset.max_length,
+        "packing": config.dataset.packing is PackingStrategy.bfd,
+        "packing_strategy": "bfd",
+        "eval_packing": False,
+    }
+
+
+def _quiet() -> dict[str, Any]:
+    """The Trainer's own display and filters are off: ours show more, and its filter would hide a diverged run."""
+    return {
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "logging_first_step": False,
+        "prediction_loss_only": True,
+        "remove_unused_columns": True,
+    }
+
+
+def scheduler_arguments(config: Config, steps: StepPlan) -> dict[str, Any]:
+    """Arguments of the scheduler function. WSD's decay is configured as a share and becomes a number of steps."""
+    arguments = dict(config.scheduler.kwargs)
+    if "decay_ratio" in arguments:
+        arguments["num_decay_steps"] = round(arguments.pop("decay_ratio") * steps.total_steps)
+    return arguments

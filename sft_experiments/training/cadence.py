@@ -1,0 +1,44 @@
+"""Callbacks that decide when to evaluate, save and stop."""
+
+import signal
+from types import FrameType
+from typing import Any, Optional
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class EvaluateAndSave(TrainerCallback):
+    """Evaluate and save after the planned optimizer steps: always together, so that the best one can be restored."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = frozenset(steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step in self.steps:
+            control.should_evaluate = control.should_save = True
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and SIGINT end the training after the current optimizer step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.signal: Optional[int] = None
+
+    def install(self) -> None:
+        """Take over both signals. A second one ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.signal is not None:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,98 @@
+"""Greedy answers to validation prompts: samples to read, and exact match where answers are verifiable."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sft_experiments.data.conversation import Prompt
+from sft_experiments.monitor.events import Sample
+from sft_experiments.schema import Config
+
+GENERATION_BATCH = 64
+
+
+def answer_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[str]:
+    """One greedy answer per prompt, special tokens left out. Prompts are padded on the left in batches."""
+    answers: list[str] = []
+    with ready_to_generate(model):
+        for start in range(0, len(prompts), GENERATION_BATCH):
+            answers += _answer_batch(model, tokenizer, prompts[start : start + GENERATION_BATCH], max_new_tokens)
+    return answers
+
+
+def _answer_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[str]:
+    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    output = model.generate(
+        **encoded,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return [str(text) for text in tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)]
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The prompt as the model sees it before it answers."""
+    text = tokenizer.apply_chat_template(prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text
+
+
+@contextmanager
+def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the training mode, the cache setting and random state come back."""
+    was_training, used_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        yield
+    model.config.use_cache = used_cache
+    model.train(was_training)
+
+
+class AnswerValidationPrompts:
+    """At each evaluation: sample generations, and ``eval_exact_match`` overall and by skill."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
+        generation = config.generation
+        self.scored = config.dataset.verifiable_answers
+        count = max(generation.num_samples, generation.exact_match_rows if self.scored else 0)
+        self.prompts = list(prompts)[:count]
+        self.num_samples = generation.num_samples
+        self.max_new_tokens = generation.max_new_tokens
+        self.tokenizer = tokenizer
+
+    def __call__(self, model: PreTrainedModel, step: int) -> tuple[dict[str, float], list[Sample]]:
+        """Metrics in the Trainer's spelling, and the samples to keep."""
+        if not self.prompts:
+            return {}, []
+        answers = answer_prompts(model, self.tokenizer, self.prompts, self.max_new_tokens)
+        exact = [is_exact(answer, prompt) for answer, prompt in zip(answers, self.prompts, strict=True)]
+        samples = [
+            Sample(step, index, prompt.messages, answers[index], prompt.reference, exact[index] if self.scored else None)
+            for index, prompt in enumerate(self.prompts[: self.num_samples])
+        ]
+        return (exact_match_metrics(self.prompts, exact) if self.scored else {}), samples
+
+
+def is_exact(answer: str, prompt: Prompt) -> bool:
+    return answer.strip() == (prompt.reference or "").strip()
+
+
+def exact_match_metrics(prompts: Sequence[Prompt], exact: Sequence[bool]) -> dict[str, float]:
+    """Share of exact answers, overall and for each skill that the data name."""
+    groups: dict[str, list[bool]] = {"eval_exact_match": list(exact)}
+    for prompt, right in zip(prompts, exact, strict=True):
+        if prompt.skill is not None:
+            groups.setdefault(f"eval_exact_match/{prompt.skill}", []).append(right)
+    return {name: sum(group) / len(group) for name, group in groups.items()}

@@ -1,0 +1,225 @@
+"""The steps of one training, in the order they happen."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+
+from sft_experiments.data.fingerprint import default_cache_dir
+from sft_experiments.data.prepare import PreparedData, prepare_data
+from sft_experiments.errors import DataError
+from sft_experiments.monitor.callback import MonitorCallback
+from sft_experiments.monitor.facts import RunFacts
+from sft_experiments.monitor.names import measured
+from sft_experiments.monitor.session import Monitor
+from sft_experiments.monitor.trackers import RunIdentity
+from sft_experiments.plan.batch import BatchPlan, StepPlan, plan_steps
+from sft_experiments.plan.build import steps_as_dict
+from sft_experiments.plan.cadence import evaluation_steps
+from sft_experiments.run.files import write_json_atomically
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Record, Status
+from sft_experiments.schema import Config
+from sft_experiments.training.arguments import training_arguments
+from sft_experiments.training.cadence import EvaluateAndSave, StopOnSignal
+from sft_experiments.training.checkpoints import KeepCheckpoints, newest_complete, step_of
+from sft_experiments.training.generate import AnswerValidationPrompts
+from sft_experiments.training.model import adapter_config, architecture, load_model
+from sft_experiments.training.packed_attention import choose_attention, register_packed_attention
+from sft_experiments.training.schedule import planned_learning_rates
+from sft_experiments.training.tokenizer import load_tokenizer
+from sft_experiments.training.trainer_class import ExperimentTrainer
+
+
+def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: StopOnSignal) -> None:
+    """Train, evaluate and save; ``record`` is filled in as facts become known. Failures are raised."""
+    clock = Clock(record.timings)
+    with clock("data"):
+        tokenizer = load_tokenizer(config.model)
+        data = prepare(config, tokenizer, folder, record)
+        steps = plan_for(config, data, record, folder)
+    with clock("model"):
+        model = load(config, tokenizer, data, record)
+    checkpoint, notes = newest_complete(folder.checkpoints)
+    record.notes += notes
+    resumed_step = step_of(checkpoint) if checkpoint else -1
+    monitor = Monitor(config, folder, identity_of(record, resumed_step), facts_of(config, steps))
+    status = Status.failed
+    try:
+        trainer = build_trainer(config, record, steps, folder, model, tokenizer, data, monitor, stop, checkpoint is not None)
+        with clock("train"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.signal is not None and trainer.state.global_step < steps.total_steps:
+            status = Status.preempted
+            return
+        with clock("evaluate"):
+            record.metrics = final_metrics(trainer, steps)
+            record.objective = objective_of(config, record.metrics)
+        with clock("save"):
+            save(trainer, tokenizer, folder)
+        status = record.status = Status.completed
+    finally:
+        record.notes += monitor.finish(status.value, record.metrics)
+        record.alerts = monitor.alerts()
+
+
+class Clock:
+    """Seconds of each phase, added up over attempts."""
+
+    def __init__(self, timings: dict[str, float]) -> None:
+        self.timings = timings
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[phase] = round(self.timings.get(phase, 0.0) + time.monotonic() - started, 3)
+
+
+def prepare(config: Config, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, record: Record) -> PreparedData:
+    """Read, check, mask and pack the data, or take what an earlier trial prepared; the report goes into the folder."""
+    data = prepare_data(config.dataset, tokenizer, cache_dir=default_cache_dir(), model=config.model)
+    if data.validation is None:
+        raise DataError("there are no validation rows: give dataset.validation_files or dataset.validation_fraction")
+    write_json_atomically(folder.data_report, data.report.as_json())
+    record.fingerprints.update(data.fingerprints)
+    return data
+
+
+def plan_for(config: Config, data: PreparedData, record: Record, folder: RunFolder) -> StepPlan:
+    """Steps, now that the number of sequences is known; plan.json and the record learn them."""
+    train = data.report.splits["train"]
+    steps = plan_steps(
+        len(data.train),
+        config.train.effective_batch_size,
+        config.train.num_train_epochs,
+        config.train.max_steps,
+        config.scheduler.warmup_ratio,
+        config.scheduler.warmup_steps,
+    )
+    batch = batch_of(record)
+    record.plan["steps"] = steps_as_dict(steps, batch, train.tokens, train.rows)
+    write_json_atomically(folder.plan, record.plan)
+    record.write(folder)
+    return steps
+
+
+def batch_of(record: Record) -> BatchPlan:
+    batch = record.plan["batch"]
+    return BatchPlan(
+        batch["per_device_train_batch_size"], batch["gradient_accumulation_steps"], batch["num_devices"]
+    )
+
+
+def load(config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData, record: Record) -> PreTrainedModel:
+    """The model in its planned precision and with an attention that cannot mix packed documents."""
+    register_packed_attention()
+    device = record.plan["device"]["value"]
+    packs = "seq_lengths" in data.train.column_names
+    attention = choose_attention(
+        config.model.attn_implementation, packs, device, architecture(config.model, tokenizer)
+    )
+    record.plan["attention"] = {"value": attention.value, "reason": attention.reason}
+    return load_model(config, tokenizer, record.plan["precision"]["value"], attention.value)
+
+
+def identity_of(record: Record, resumed_step: int) -> RunIdentity:
+    return RunIdentity(
+        trial_id=record.trial_id,
+        name=record.name,
+        label=record.label,
+        sweep=record.sweep,
+        axes=record.axes,
+        fingerprints=record.fingerprints,
+        resumed_step=resumed_step,
+    )
+
+
+def facts_of(config: Config, steps: StepPlan) -> RunFacts:
+    """What the health rules judge the run against."""
+    return RunFacts(
+        total_steps=steps.total_steps,
+        warmup_steps=steps.warmup_steps,
+        planned_learning_rates=planned_learning_rates(config, steps),
+    )
+
+
+def build_trainer(
+    config: Config,
+    record: Record,
+    steps: StepPlan,
+    folder: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreparedData,
+    monitor: Monitor,
+    stop: StopOnSignal,
+    resumes: bool,
+) -> ExperimentTrainer:
+    """SFTTrainer with prepared data and our callbacks."""
+    plan = record.plan
+    arguments = training_arguments(
+        config, batch_of(record), steps, plan["precision"]["value"], plan["device"]["value"], folder, resumes
+    )
+    trainer = ExperimentTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        peft_config=adapter_config(config),
+        callbacks=[
+            EvaluateAndSave(evaluation_steps(config.train.eval_steps, steps.total_steps)),
+            stop,
+            KeepCheckpoints(config.train.save_total_limit),
+            MonitorCallback(monitor),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
+    answers = AnswerValidationPrompts(config, tokenizer, data.prompts)
+
+    def answer_metrics() -> dict[str, float]:
+        metrics, samples = answers(trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step)
+        monitor.samples(samples)
+        return metrics
+
+    trainer.extra_metrics = answer_metrics
+    return trainer
+
+
+def final_metrics(trainer: ExperimentTrainer, steps: StepPlan) -> dict[str, Any]:
+    """Numbers of the restored best checkpoint (``eval/*``), and where it was found."""
+    best_step = trainer.state.best_global_step or trainer.state.global_step
+    evaluated = measured(trainer.evaluate())
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return {
+        **evaluated,
+        "best/eval/loss": evaluated["eval/loss"],
+        "best/step": best_step,
+        "train/loss": losses[-1] if losses else None,
+        "total_steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "epochs": round(float(trainer.state.epoch or 0.0), 4),
+    }
+
+
+def objective_of(config: Config, metrics: dict[str, Any]) -> Optional[float]:
+    """The configured metric; ``DataError`` when this run does not measure it."""
+    if config.objective.metric not in metrics:
+        measured_names = ", ".join(sorted(name for name in metrics if "/" in name))
+        raise DataError(f"objective.metric={config.objective.metric} was not measured; measured: {measured_names}")
+    return float(metrics[config.objective.metric])
+
+
+def save(trainer: ExperimentTrainer, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
+    """Model (or adapter) and tokenizer with its chat template, loadable by from_pretrained; checkpoints are deleted."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.use_cache = True
+    trainer.save_model(str(folder.model))
+    tokenizer.save_pretrained(folder.model)

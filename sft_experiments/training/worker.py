@@ -1,0 +1,158 @@
+"""Turn a run folder into a trained model: `python -m sft_experiments.training.worker RUN_FOLDER`.
+
+Reads config.yaml, plan.json and record.json; everything it learns goes back into the folder. Steps, in order:
+tokenizer -> data -> model -> trainer -> train -> evaluate -> save.
+"""
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from signal import SIGTERM, raise_signal
+from typing import Any, Optional, TextIO
+
+import torch
+from omegaconf import OmegaConf
+
+from sft_experiments.compose import from_plain
+from sft_experiments.errors import SftError, TrainingFailed
+from sft_experiments.monitor.secrets import redact_text
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.launch import log_tail
+from sft_experiments.run.lock import hold
+from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
+from sft_experiments.schema import Config
+from sft_experiments.training.cadence import StopOnSignal
+from sft_experiments.training.environment import describe_environment
+from sft_experiments.training.session import train_in_folder
+
+SIGNAL_EXIT = 128
+
+
+def main(arguments: list[str]) -> int:
+    """The command line of a worker: one run folder."""
+    if len(arguments) != 1:
+        print("usage: python -m sft_experiments.training.worker RUN_FOLDER", file=sys.stderr)
+        return 2
+    folder = RunFolder(Path(arguments[0]))
+    try:
+        with copy_output_to(folder.log):
+            return run(folder)
+    except SftError as error:
+        print(f"sft worker: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run(folder: RunFolder, threads: Optional[int] = None) -> int:
+    """Train what the folder describes, record the outcome, return the exit code (128 + signal when stopped by one)."""
+    with hold(folder.lock, "its training"):
+        record = read_record(folder)
+        config = read_config(folder)
+        torch.set_num_threads(threads or int(record.plan["threads"]))
+        stop = StopOnSignal()
+        if threading.current_thread() is threading.main_thread():
+            stop.install()
+        _stop_when_orphaned()
+        started = time.monotonic()
+        _mark_started(record, folder)
+        try:
+            train_in_folder(folder, config, record, stop)
+            code = 0
+        except Exception as error:  # the process boundary: whatever happened becomes part of the record
+            code = _record_failure(record, error, folder)
+        if stop.signal is not None and record.status is not Status.completed:
+            record.status, record.failure, code = Status.preempted, None, SIGNAL_EXIT + stop.signal
+        record.finished_at = utc_now()
+        record.timings["total"] = round(time.monotonic() - started, 3)
+        record.write(folder)
+        return code
+
+
+def read_config(folder: RunFolder) -> Config:
+    """The config that a run folder holds, checked against this version's schema."""
+    values = OmegaConf.to_container(OmegaConf.load(folder.config))
+    assert isinstance(values, dict)
+    return from_plain({str(key): value for key, value in values.items()})
+
+
+def _mark_started(record: Record, folder: RunFolder) -> None:
+    record.status = Status.running
+    record.started_at, record.finished_at = utc_now(), None
+    record.attempts += 1
+    record.failure, record.objective = None, None
+    record.environment = describe_environment(record.plan["device"]["value"])
+    record.write(folder)
+
+
+def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
+    """Classify the error, keep the traceback in the log, put the reason into the record."""
+    message = redact_text(str(error).strip() or type(error).__name__)
+    if isinstance(error, SftError):
+        print(message, file=sys.stderr)
+    else:
+        print(redact_text(traceback.format_exc()), file=sys.stderr)
+    sys.stderr.flush()
+    record.status = status_of(error)
+    record.failure = Failure(type(error).__name__, message.splitlines()[0], log_tail(folder))
+    return error.exit_code if isinstance(error, SftError) else 1
+
+
+def status_of(error: Exception) -> Status:
+    """The failure class of an exception."""
+    if is_out_of_memory(error):
+        return Status.oom
+    return Status(error.status) if isinstance(error, TrainingFailed) else Status.failed
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _stop_when_orphaned() -> None:
+    """A trial whose sweep was killed saves a checkpoint and ends, instead of training on unseen."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_await_end_of, args=(parent.sentinel,), daemon=True, name="orphan watch").start()
+
+
+def _await_end_of(sentinel: int) -> None:
+    wait([sentinel])
+    raise_signal(SIGTERM)
+
+
+@contextmanager
+def copy_output_to(log: Path) -> Iterator[None]:
+    """Everything printed also goes to the run's log; the terminal keeps its colours and progress bar."""
+    with log.open("a", encoding="utf-8", buffering=1) as file:
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = Copy(streams[0], file), Copy(streams[1], file)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams
+
+
+class Copy:
+    """A text stream that also writes to a file, and is otherwise the stream."""
+
+    def __init__(self, stream: TextIO, file: TextIO) -> None:
+        self.stream, self.file = stream, file
+
+    def write(self, text: str) -> int:
+        self.file.write(text)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
