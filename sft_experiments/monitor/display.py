@@ -1,6 +1,7 @@
 """What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere, or only the alerts."""
 
 import sys
+from pathlib import Path
 from typing import IO, Protocol
 
 from sft_experiments.monitor.events import Alert, Event
@@ -21,14 +22,13 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def build_display(mode: TerminalMode, total_steps: int, stream: IO[str] | None = None) -> Display:
-    """A bar needs a terminal; with several trials at once every trial writes lines into its own log."""
-    stream = stream or sys.stdout
-    if mode is TerminalMode.auto and stream.isatty():
+def build_display(mode: TerminalMode, total_steps: int, log: Path) -> Display:
+    """On a terminal a bar, and lines in the run's log; else lines to stdout, which the worker copies to the log."""
+    if mode is TerminalMode.auto and sys.stdout.isatty():
         from sft_experiments.monitor.progress_bar import BarDisplay
 
-        return BarDisplay(total_steps, stream)
-    return LineDisplay(total_steps, stream, quiet=mode is TerminalMode.quiet)
+        return BarDisplay(total_steps, LineDisplay(total_steps, log.open("a", encoding="utf-8")))
+    return LineDisplay(total_steps, sys.stdout, quiet=mode is TerminalMode.quiet)
 
 
 class LineDisplay:

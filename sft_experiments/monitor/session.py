@@ -32,10 +32,11 @@ class Monitor:
         self._samples = JsonLinesFile(folder.samples, identity.resumed_step)
         self._measure = Measure(facts)
         self._replay([_with_nan(line) for line in self._metrics.kept])
-        self._display = build_display(config.monitor.terminal, facts.total_steps)
+        self._display = build_display(config.monitor.terminal, facts.total_steps, folder.log)
         self._watch = StallWatch(config.monitor.stall_seconds, self._stalled, folder.path / "stacks.txt")
         self._trackers = build_trackers(config, folder, identity)
         self._step = max(0, identity.resumed_step)
+        self._training = True
         self._finished = False
 
     # ---- what the trainer tells
@@ -71,8 +72,8 @@ class Monitor:
             self._show_notes()
 
     def samples(self, samples: list[Sample]) -> None:
-        """Generations of one evaluation."""
-        if samples:
+        """Generations of one evaluation; those of an evaluation after training are not kept."""
+        if samples and self._training:
             append_samples(self._samples, samples)
             self._trackers.samples(samples)
 
@@ -82,7 +83,8 @@ class Monitor:
             self._tell(alert)
 
     def train_end(self) -> None:
-        """The terminal is free again; later logs are not events of this run."""
+        """The terminal is free again."""
+        self._training = False
         self._watch.stop()
         self._display.close()
 
