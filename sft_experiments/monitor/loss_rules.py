@@ -2,6 +2,8 @@
 
 import math
 from collections import deque
+from collections.abc import Iterable
+from itertools import pairwise
 from statistics import median
 
 from sft_experiments.monitor.events import Event, measurements
@@ -39,13 +41,15 @@ class ZeroLoss:
 
 
 class LossSpike:
-    """A training loss more than ``threshold`` robust deviations above the median of the last ``window`` events.
+    """A training loss more than ``threshold`` robust deviations above the median of the last 5 events.
 
-    The deviation is taken as at least 0.02 nats and 2% of the loss, so that a loss that hardly varies can twitch.
+    The deviation is that of the steps from event to event in the last ``window`` events, which a falling loss does
+    not widen. It is taken as at least 0.02 nats and 2% of the loss, so that a loss that hardly varies may twitch.
     """
 
     LEAST_NATS = 0.02
     LEAST_SHARE = 0.02
+    CENTER = 5
 
     def __init__(self, threshold: float, window: int, facts: RunFacts) -> None:
         self.threshold = threshold
@@ -60,11 +64,18 @@ class LossSpike:
         return message
 
     def _judge(self, loss: float) -> str | None:
-        middle = median(self.recent)
-        noise = CONSISTENT * median(abs(value - middle) for value in self.recent)
-        deviation = max(noise, self.LEAST_NATS, self.LEAST_SHARE * middle)
-        excess = (loss - middle) / deviation
-        return f"train/loss jumped to {loss:.4g} from about {middle:.4g}" if excess > self.threshold else None
+        center = median(list(self.recent)[-self.CENTER :])
+        deviation = max(_noise(self.recent), self.LEAST_NATS, self.LEAST_SHARE * center)
+        if loss - center <= self.threshold * deviation:
+            return None
+        return f"train/loss jumped to {loss:.4g} from about {center:.4g}"
+
+
+def _noise(values: Iterable[float]) -> float:
+    """Standard deviation around the trend, unmoved by outliers: from the median absolute deviation of differences."""
+    steps = [after - before for before, after in pairwise(values)]
+    middle = median(steps)
+    return CONSISTENT * median(abs(step - middle) for step in steps) / math.sqrt(2)
 
 
 class LossNotDecreasing:
