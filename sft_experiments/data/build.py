@@ -47,7 +47,8 @@ def build_prepared(
     with Progress(progress) as bar:
         rows = load_rows(dataset, gate, split_seed, bar.task("reading rows"))
         gate_rows(rows, gate, control_token_pattern(control_tokens(tokenizer)), split_seed)
-        encoder, proof = Encoder(tokenizer, dataset.train_on), MaskProof(tokenizer, dataset.train_on)
+        encoder = Encoder(tokenizer, dataset.train_on)
+        proof = MaskProof(tokenizer, dataset.train_on)
         for split, conversations in rows.conversations.items():
             if not rows.num_read[split]:
                 continue
@@ -58,9 +59,7 @@ def build_prepared(
             packing = dataset.packing if split == "train" else PackingStrategy.none
             table = build_dataset(fitted, packing, dataset.max_length)
             cache.write_table(table, folder / f"{split}.arrow")
-            report.splits[split] = _split_report(
-                table, encoded, fitted, rows.num_read[split], dataset.max_length
-            )
+            report.splits[split] = _split_report(table, encoded, fitted, rows.num_read[split], dataset.max_length)
             report.splits[split].dropped = gate.dropped_by_rule(split)
             _count_methods(report, fitted)
     report.rows_proven, report.end_of_turn_ids = proof.num_decoded, sorted(proof.end_of_turn_ids)
@@ -81,7 +80,8 @@ def gate_rows(rows: Rows, gate: Gate, control: Any, seed: int) -> None:
     """Apply every rule that needs no tokens; what stays replaces ``rows.conversations``. Nothing is refused yet."""
     train_prompts: set[bytes] = set()
     for split in SPLITS:
-        kept, seen = [], set()
+        kept: list[Conversation] = []
+        seen: set[bytes] = set()
         for row in rows.conversations[split]:
             faults = [*check_conversation(row, control), *_repetition(row, split, seen, train_prompts)]
             if _stays(gate, row, split, faults):
@@ -113,7 +113,7 @@ def mask_rows(
     every = max(1, len(conversations) // MAX_DECODED)
     for start in range(0, len(conversations), BATCH_SIZE):
         batch = conversations[start : start + BATCH_SIZE]
-        for number, (conversation, row) in enumerate(zip(batch, encoder.encode(batch)), start=start):
+        for number, (conversation, row) in enumerate(zip(batch, encoder.encode(batch), strict=True), start=start):
             if isinstance(row, RowFault):
                 gate.reject(row.rule, split, conversation.origin, row.what)
             elif what := proof.fault(row, decode=number % every == 0):
@@ -157,7 +157,7 @@ def _split_report(
 def _percentiles(lengths: list[int]) -> dict[str, int]:
     ranks = (50, 90, 95, 99, 100)
     values = np.percentile(lengths, ranks, method="higher") if lengths else [0] * len(ranks)
-    return {str(rank): int(value) for rank, value in zip(ranks, values)}
+    return {str(rank): int(value) for rank, value in zip(ranks, values, strict=True)}
 
 
 def _count_methods(report: DataReport, rows: list[Encoded]) -> None:

@@ -94,7 +94,7 @@ def _build_into(entry: CacheEntry, build: Callable[[Path], None]) -> None:
     try:
         build(temporary)
         shutil.rmtree(entry.path, ignore_errors=True)
-        os.replace(temporary, entry.path)
+        temporary.replace(entry.path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from sft_experiments.data.conversation import Conversation, RowFault
 
@@ -31,7 +32,7 @@ def _check_order(conversation: Conversation) -> Iterator[RowFault]:
         yield RowFault("assistant_first", "roles: " + ", ".join(roles[:4]))
     if "system" in roles[1:]:
         yield RowFault("system_not_first", f"turn {roles.index('system', 1) + 1} is system")
-    for index, (before, role) in enumerate(zip(roles, roles[1:])):
+    for index, (before, role) in enumerate(pairwise(roles)):
         if before == role == "user":
             yield RowFault("consecutive_users", f"turns {index + 1} and {index + 2} are both user")
             break

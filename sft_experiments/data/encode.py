@@ -47,7 +47,7 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.train_on = train_on
-        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self._backend: Any = tokenizer.backend_tokenizer
         self._renderer: Optional[ChatRenderer] = None
 
     @property
@@ -64,7 +64,7 @@ class Encoder:
         encodings = iter(self._tokenize(texts, add_special_tokens=any(c.text is not None for c in conversations)))
         return [
             self._label(conversation, item, next(encodings)) if isinstance(item, Rendered) else item
-            for conversation, item in zip(conversations, rendered)
+            for conversation, item in zip(conversations, rendered, strict=True)
         ]
 
     def _render(self, conversation: Conversation) -> Union[Rendered, RowFault]:
@@ -76,21 +76,9 @@ class Encoder:
             if self.train_on is TrainOn.all:
                 text = self.renderer.render_text(conversation)
                 return Rendered(text, [(0, len(text))], "all")
-            rendered = self.renderer.render(conversation)
-            return Rendered(rendered.text, self._wanted_spans(conversation, rendered), rendered.method)
+            return self.renderer.render(conversation, supervised_turns(conversation, self.train_on))
         except RowFault as fault:
             return fault
-
-    def _wanted_spans(self, conversation: Conversation, rendered: Rendered) -> list[Span]:
-        """The spans of the turns that ``train_on`` and the row itself let the loss see."""
-        turns = supervised_turns(conversation, self.train_on)
-        everything = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        if turns == everything:
-            return rendered.spans
-        if len(rendered.spans) == len(everything):
-            return [span for span, turn in zip(rendered.spans, everything) if turn in turns]
-        start = self.renderer.start_of_turn(conversation, turns[0], rendered.text)
-        return [span for span in rendered.spans if span[0] >= start]
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> Any:
         """The Rust tokenizer at once over the batch; same ids as calling the tokenizer on each text."""

@@ -14,9 +14,9 @@ from sft_experiments.data.read import resolve_files
 from sft_experiments.data.sources import SPLITS, demo_arguments, sources_of
 from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_text_atomically
-from sft_experiments.schema import DataSource, DatasetConfig, ModelConfig, SourceConfig
+from sft_experiments.schema import DatasetConfig, DataSource, ModelConfig, SourceConfig
 
-# Fields that do not decide the prepared rows: labels, paths (their content is hashed instead) and the parts of a mixture.
+# Fields that do not decide the prepared rows: labels, paths (their content is hashed) and the parts of a mixture.
 _NOT_SETTINGS = {"name", "verifiable_answers", "train_files", "validation_files", "test_files", "mixture", "demo"}
 
 

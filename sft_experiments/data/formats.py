@@ -103,10 +103,11 @@ def _tool_call(call: Any) -> dict[str, Any]:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except ValueError as error:
             raise RowFault("missing_column", f"arguments of tool call {function['name']!r}: {error}") from None
+    if arguments is None:
+        arguments = {}
     if not isinstance(arguments, dict):
-        arguments = {} if arguments is None else arguments
-    arguments = {key: value for key, value in arguments.items() if value is not None} if isinstance(arguments, dict) else arguments
-    kept = {key: value for key, value in call.items() if key in ("id",) and value is not None}
+        raise RowFault("missing_column", f"arguments of tool call {function['name']!r} are {_kind(arguments)}")
+    kept = {"id": call["id"]} if call.get("id") is not None else {}
     return kept | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 

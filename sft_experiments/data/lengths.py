@@ -1,4 +1,4 @@
-"""Rows longer than ``dataset.max_length``: dropped, truncated or split, as ``dataset.overlong`` says; always counted."""
+"""Rows longer than ``dataset.max_length``: dropped, truncated or split (``dataset.overlong``), always counted."""
 
 from collections.abc import Iterable, Iterator
 

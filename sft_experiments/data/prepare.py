@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,8 @@ def prepare_data(
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of all that decides ids and text: vocabulary, merges, normaliser, special tokens, chat template."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())  # type: ignore[attr-defined]
+    fast = tokenizer.is_fast
+    backend: Any = tokenizer.backend_tokenizer.to_str() if fast else sorted(tokenizer.get_vocab().items())
     return hash_of([backend, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 

@@ -1,7 +1,8 @@
 """The mask proof: the supervised tokens, decoded, are the assistant's turns with their end tokens and nothing else.
 
 It looks at content, not at positions or markers, so a wrong template, a wrong marker and a tokenizer that joins text
-across a boundary are all found the same way.
+across a boundary are all found the same way. Text is compared without white space, which templates trim and tokenizers
+add.
 """
 
 import re
@@ -9,12 +10,13 @@ from typing import Any, Optional
 
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data.conversation import Conversation, Message
+from sft_experiments.data.conversation import Message
 from sft_experiments.data.encode import IGNORED, Encoded, supervised_turns
 from sft_experiments.schema import TrainOn
 
-# Text that a template may put inside an assistant turn beside the content: think tags, tool-call wrappers, end tokens.
-MAX_TEMPLATE_TEXT = 120  # characters per turn; gpt-oss channels are the longest seen
+# Characters that a template may print inside a turn beside its content: end tokens, think tags, channel names; gpt-oss
+# prints the most of those that TRL ships, and its markers take in the turn's header too.
+MAX_TEMPLATE_TEXT = 80
 
 
 class MaskProof:
@@ -31,20 +33,40 @@ class MaskProof:
 
     def fault(self, row: Encoded, decode: bool = True) -> Optional[str]:
         """What is wrong with the row's mask, or None. ``decode=False`` leaves out the slower comparison of tokens."""
+        if fault := self._fault_of_start(row):
+            return fault
         if row.method == "all":
-            return self._fault_of_text(row)
+            return _fault_of_text(row)
         turns = supervised_turns(row.conversation, self._train_on)
         return (
-            _fault_of_turns(row, turns)
-            or _fault_of_others(row, turns)
+            self._fault_of_turns(row, turns)
+            or _fault_of_others(row)
             or self._fault_of_ends(row)
             or (self._fault_of_tokens(row) if decode else None)
         )
 
-    def _fault_of_text(self, row: Encoded) -> Optional[str]:
-        for index, message in enumerate(row.conversation.messages):
-            if squash(message["content"]) not in squash(row.text):
-                return f"the template leaves out turn {index + 1} ({message['role']})"
+    def _fault_of_start(self, row: Encoded) -> Optional[str]:
+        bos = self._tokenizer.bos_token_id
+        if bos is not None and list(row.input_ids[:2]) == [bos, bos]:
+            return f"the row starts with two {self._tokenizer.bos_token!r} tokens (template and tokenizer both add one)"
+        return None
+
+    def _fault_of_turns(self, row: Encoded, turns: list[int]) -> Optional[str]:
+        """Every supervised turn stands in the supervised text, in order, with little beside it."""
+        supervised = squash("".join(row.text[start:end] for start, end in row.spans))
+        rest, cursor = "", 0
+        for turn in turns:
+            message = row.conversation.messages[turn]
+            for part in _parts(message, is_last=turn == turns[-1]):
+                found = supervised.find(squash(part), cursor)
+                if found < 0:
+                    return f"turn {turn + 1} (assistant): {part[:40]!r} is not supervised: the template leaves it out"
+                rest += supervised[cursor:found]
+                cursor = found + len(squash(part))
+        rest += supervised[cursor:]
+        allowed = sum(MAX_TEMPLATE_TEXT + _length_of_extras(row.conversation.messages[turn]) for turn in turns)
+        if len(rest) > allowed:
+            return f"{len(rest)} characters that are not the assistant's are supervised: {rest[:60]!r}"
         return None
 
     def _fault_of_ends(self, row: Encoded) -> Optional[str]:
@@ -56,7 +78,11 @@ class MaskProof:
         for end in ends:
             token = self._last_token(row, int(end))
             if token not in self._end_tokens:
-                return f"an assistant turn ends in {self._tokenizer.decode([token])!r}, not in an end-of-turn token"
+                said = self._tokenizer.decode([token])
+                return (
+                    f"an assistant turn ends in {said!r}, not in an end-of-turn token: the template prints none there, "
+                    "or the tokenizer splits it"
+                )
             self.end_of_turn_ids.add(token)
         return None
 
@@ -69,7 +95,7 @@ class MaskProof:
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
-            self._blank[token] = not self._tokenizer.decode([token]).strip()
+            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
         return self._blank[token]
 
     def _fault_of_tokens(self, row: Encoded) -> Optional[str]:
@@ -86,48 +112,46 @@ class MaskProof:
 
 
 def squash(text: str) -> str:
-    """Without white space: templates trim and tokenizers add spaces."""
+    """Without white space."""
     return re.sub(r"\s+", "", text)
 
 
-def _fault_of_turns(row: Encoded, turns: list[int]) -> Optional[str]:
-    """Every supervised turn's content stands in the supervised text, in order, with little beside it."""
-    supervised = "".join(row.text[start:end] for start, end in row.spans)
-    cursor, contents, squashed = 0, 0, squash(supervised)
-    for number, turn in enumerate(turns):
-        message = row.conversation.messages[turn]
-        for part in _parts(message, is_last=number == len(turns) - 1):
-            found = squashed.find(squash(part), cursor)
-            if found < 0:
-                return f"turn {turn + 1} (assistant): {part[:40]!r} is not supervised"
-            cursor = found + len(squash(part))
-            contents += len(squash(part))
-        if message.get("tool_calls"):
-            contents += len(squash(str(message["tool_calls"]))) * 2  # the call's own syntax varies by family
-        contents += len(squash(str(message.get("reasoning_content") or "")))
-    if len(squashed) - contents > MAX_TEMPLATE_TEXT * max(1, len(turns)):
-        return f"{len(squashed) - contents} characters that are not the assistant's are supervised"
+def _fault_of_text(row: Encoded) -> Optional[str]:
+    """Where every token is supervised, the text must hold every turn."""
+    squashed = squash(row.text)
+    for index, message in enumerate(row.conversation.messages):
+        if squash(message["content"]) not in squashed:
+            return f"the template leaves out turn {index + 1} ({message['role']})"
     return None
 
 
 def _parts(message: Message, is_last: bool) -> list[str]:
     """Texts of a turn that must be supervised, in the order templates print them."""
-    reasoning = message.get("reasoning_content") or message.get("thinking") or message.get("reasoning") or ""
-    parts = [str(reasoning)] if reasoning and is_last else []  # thinking templates drop it from earlier turns
+    parts = [_reasoning(message)] if is_last else []  # thinking templates drop it from earlier turns
     parts.append(message["content"])
     parts.extend(call["function"]["name"] for call in message.get("tool_calls", []))
     return [part for part in parts if part.strip()]
 
 
-def _fault_of_others(row: Encoded, turns: list[int]) -> Optional[str]:
+def _reasoning(message: Message) -> str:
+    return str(message.get("reasoning_content") or message.get("thinking") or message.get("reasoning") or "")
+
+
+def _length_of_extras(message: Message) -> int:
+    """Room for what a turn may print beside its parts: reasoning of earlier turns, the syntax of tool calls."""
+    return len(_reasoning(message)) + 3 * len(str(message.get("tool_calls", "")))
+
+
+def _fault_of_others(row: Encoded) -> Optional[str]:
     """System, user and tool turns stand, in order, in the text that is not supervised."""
     edges = [0, *[edge for span in row.spans for edge in span], len(row.text)]
-    gaps = [row.text[start:end] for start, end in zip(edges[::2], edges[1::2])]
-    squashed, cursor = squash("\0".join(gaps)), 0
+    gaps = [row.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    unsupervised, cursor = squash("\0".join(gaps)), 0
     for index, message in enumerate(row.conversation.messages):
-        if message["role"] == "assistant" or not message["content"].strip():
+        content = squash(message["content"])
+        if message["role"] == "assistant" or not content:
             continue
-        found = squashed.find(squash(message["content"]), 0 if message["role"] == "tool" else cursor)
+        found = unsupervised.find(content, 0 if message["role"] == "tool" else cursor)  # tool results may be regrouped
         if found < 0:
             return f"turn {index + 1} ({message['role']}): {message['content'][:40]!r} is supervised or left out"
         cursor = found

@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
-from glob import glob
 from pathlib import Path
 from typing import Any, Union
 
@@ -27,7 +26,7 @@ def resolve_files(patterns: list[str], key: str) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path), recursive=True))]
+        matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         if not matches:
             raise DataError(f"{key}: {pattern} does not exist (looked in {Path.cwd()})")
         files.extend(matches)
@@ -58,7 +57,7 @@ def read_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _open(file: Path) -> io.BufferedIOBase:
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
 def _decode(raw: bytes, file: Path, start: int) -> str:

@@ -11,7 +11,7 @@ from sft_experiments.data.formats import read_conversation
 from sft_experiments.data.gate import Gate
 from sft_experiments.data.read import RawRow, read_rows, resolve_files
 from sft_experiments.errors import ConfigError, DataError
-from sft_experiments.schema import DataSource, DatasetConfig, SourceConfig
+from sft_experiments.schema import DatasetConfig, DataSource, SourceConfig
 
 SPLITS = ("train", "validation", "test")
 Tick = Callable[[int], None]  # called with the number of rows read since the last call
@@ -60,9 +60,7 @@ def has_validation(dataset: DatasetConfig) -> bool:
     )
 
 
-def _load_split(
-    source: SourceConfig, dataset: DatasetConfig, split: str, gate: Gate, rows: Rows, tick: Tick
-) -> None:
+def _load_split(source: SourceConfig, dataset: DatasetConfig, split: str, gate: Gate, rows: Rows, tick: Tick) -> None:
     loaded = []
     for origin, raw in _raw_rows(source, dataset, split):
         rows.num_read[split] += 1
@@ -111,7 +109,8 @@ def _hold_out(rows: Rows, fraction: float, seed: int) -> None:
 
     A row's side depends on nothing else, so adding rows never moves old ones, and a prompt is never on both sides.
     """
-    train, validation = [], []
+    train: list[Conversation] = []
+    validation: list[Conversation] = []
     for row in rows.conversations["train"]:
         (validation if _is_held_out(row, fraction, seed) else train).append(row)
     rows.conversations["train"] = train

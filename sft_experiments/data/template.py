@@ -2,11 +2,12 @@
 
 Three ways, tried per row in this order:
 1. ``markers``: the template has ``{% generation %}`` markers, and the renderer reports where they fell.
-2. ``training twin``: TRL knows the same template with markers, and its text for this row is byte-equal to the stock text.
-3. ``prefixes``: the conversation is rendered up to before and up to after each assistant turn; the difference is the turn.
+2. ``training twin``: TRL knows the same template with markers, and its text for this row is byte-equal to the stock's.
+3. ``prefixes``: the conversation is rendered up to before and up to after each assistant turn; the rest is the turn.
 None of them is believed: proof.py checks every span against the row's content.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -15,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sft_experiments.data.conversation import Conversation, Message, RowFault
+from sft_experiments.data.shipped import shipped_template as shipped_template
+from sft_experiments.data.shipped import training_name
 from sft_experiments.errors import ModelError
 
 Span = tuple[int, int]  # characters [start, end)
@@ -25,7 +28,7 @@ _RENDER_ERRORS = (TemplateError, TypeError, KeyError, IndexError, ValueError, At
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The text of a row and the spans that the assistant wrote (all turns; train_on is applied later)."""
+    """The text of a row and the spans of the assistant's turns that are to be supervised."""
 
     text: str
     spans: list[Span]
@@ -41,29 +44,33 @@ class ChatRenderer:
         self.has_markers = _has_markers(self.template)
         self.twin = None if self.has_markers else _find_training_twin(tokenizer)
         self._arguments_as_string = self._wants_string_arguments()
+        self.header = self._generation_prompt()
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """Raises ``RowFault`` when the template refuses the row or when no way finds the assistant's spans."""
+    def render(self, conversation: Conversation, turns: list[int]) -> Rendered:
+        """The row with the spans of ``turns``. Raises ``RowFault`` when the template refuses it or no way finds them."""
         messages = self._prepare(conversation.messages)
         text, spans = self._call(self.template, messages, conversation.tools)
         if self.has_markers:
-            return Rendered(text, spans, "markers")
+            return Rendered(text, self._select(conversation, turns, text, spans), "markers")
         if self.twin is not None:
             twin_text, spans = self._call(self.twin, messages, conversation.tools)
             if twin_text == text:
-                return Rendered(text, spans, "training twin")
-        return Rendered(text, self._spans_by_prefixes(messages, conversation.tools, text), "prefixes")
+                return Rendered(text, self._select(conversation, turns, text, spans), "training twin")
+        return Rendered(text, self._spans_by_prefixes(messages, conversation.tools, text, turns), "prefixes")
 
     def render_text(self, conversation: Conversation) -> str:
         """The text alone, for training on every token."""
         return self._call(self.template, self._prepare(conversation.messages), conversation.tools)[0]
 
-    def start_of_turn(self, conversation: Conversation, index: int, text: str) -> int:
-        """Character of ``text`` up to which it is the conversation before turn ``index``."""
-        if index == 0:
-            return 0
-        before, _ = self._call(self.template, self._prepare(conversation.messages[:index]), conversation.tools)
-        return _common_prefix(before, text)
+    def _select(self, conversation: Conversation, turns: list[int], text: str, spans: list[Span]) -> list[Span]:
+        """Of the spans of all assistant turns, those of ``turns`` (always the last ones)."""
+        everything = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        if turns == everything:
+            return spans
+        if len(spans) == len(everything):
+            return spans[-len(turns) :]
+        before, _ = self._call(self.template, self._prepare(conversation.messages[: turns[0]]), conversation.tools)
+        return [span for span in spans if span[0] >= _common_prefix(before, text)]
 
     def _call(
         self, template: str, messages: list[Message], tools: Optional[list[Any]], add_generation_prompt: bool = False
@@ -81,14 +88,50 @@ class ChatRenderer:
             raise RowFault("template_error", f"{type(error).__name__}: {error}") from error
         return texts[0], spans[0]
 
-    def _spans_by_prefixes(self, messages: list[Message], tools: Optional[list[Any]], text: str) -> list[Span]:
+    def _spans_by_prefixes(
+        self, messages: list[Message], tools: Optional[list[Any]], text: str, turns: list[int]
+    ) -> list[Span]:
+        if not self.header:
+            raise RowFault("unproven_mask", "the template ignores add_generation_prompt, so no turn's start is known")
         spans = []
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before, _ = self._call(self.template, messages[:index], tools, True) if index else ("", [])
-                after, _ = self._call(self.template, messages[: index + 1], tools)
-                spans.append(_span_between(before, after, text, index))
+        for index in turns:
+            after, _ = self._call(self.template, messages[: index + 1], tools)
+            if index:
+                before, _ = self._call(self.template, messages[:index], tools, add_generation_prompt=True)
+            else:
+                before = after[: after.find(self.header) + len(self.header)]
+            spans.append(self._span_between(before, after, text, index))
         return spans
+
+    def _span_between(self, before: str, after: str, text: str, index: int) -> Span:
+        """The span of one assistant turn: from the end of the generation prompt to the end of the turn.
+
+        Raises ``RowFault`` when the template prints the start or the turn differently once more turns follow.
+        """
+        what = f"turn {index + 1}: "
+        if not after.startswith(before):
+            raise RowFault("unproven_mask", what + "the generation prompt is not how the turn begins" + self._advice())
+        if not text.startswith(after):
+            what += "the template prints it differently once more turns follow; dataset.train_on=last_assistant works"
+            raise RowFault("unproven_mask", what + self._advice())
+        return len(before), len(before) + len(after[len(before) :].rstrip())
+
+    def _advice(self) -> str:
+        """What to do about a template without markers."""
+        twin = training_name(self.twin)
+        if twin is None:
+            return "; or give a template with {% generation %} markers (model.chat_template=FILE.jinja)"
+        return f"; or model.chat_template={twin}, the same family with markers, prints every turn as it was generated"
+
+    def _generation_prompt(self) -> str:
+        """What the template prints before the assistant speaks; empty when it does not say."""
+        question: list[Message] = [{"role": "user", "content": "question"}]
+        try:
+            without, _ = self._call(self.template, question, None)
+            with_prompt, _ = self._call(self.template, question, None, add_generation_prompt=True)
+        except RowFault:
+            return ""
+        return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
 
     def _prepare(self, messages: list[Message]) -> list[Message]:
         return [_with_string_arguments(message) for message in messages] if self._arguments_as_string else messages
@@ -120,7 +163,7 @@ def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
     if not template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template (a base model?); "
-            "choose one with model.chat_template=chatml, or name a .jinja file"
+            "choose one with model.chat_template=plain (works with any tokenizer) or chatml, or name a .jinja file"
         )
     return str(template)
 
@@ -136,14 +179,13 @@ def _find_training_twin(tokenizer: PreTrainedTokenizerBase) -> Optional[str]:
     from trl.chat_template_utils import get_training_chat_template
 
     try:
-        return get_training_chat_template(tokenizer)
+        twin: Optional[str] = get_training_chat_template(tokenizer)
     except _RENDER_ERRORS:  # ValueError: no twin is known; the others: TRL's own probes do not fit the template
         return None
+    return twin
 
 
 def _with_string_arguments(message: Message) -> Message:
-    import json
-
     if "tool_calls" not in message:
         return message
     calls = []
@@ -154,24 +196,6 @@ def _with_string_arguments(message: Message) -> Message:
     return message | {"tool_calls": calls}
 
 
-def _span_between(before: str, after: str, text: str, index: int) -> Span:
-    """The span of one assistant turn: from the end of the generation prompt to the end of the turn.
-
-    Raises ``RowFault`` when the template prints the start or the turn itself differently once more turns follow.
-    """
-    if not after.startswith(before):
-        raise RowFault("unproven_mask", f"turn {index + 1}: the generation prompt is not how the turn begins")
-    if not text.startswith(after):
-        raise RowFault(
-            "unproven_mask",
-            f"turn {index + 1}: the template prints it differently once more turns follow; "
-            "set dataset.train_on=last_assistant, or a template with {% generation %} markers",
-        )
-    return len(before), len(before) + len(after[len(before) :].rstrip())
-
-
 def _common_prefix(left: str, right: str) -> int:
-    for index, (a, b) in enumerate(zip(left, right)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))

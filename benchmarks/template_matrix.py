@@ -1,0 +1,85 @@
+"""Every chat template that TRL ships, over seven shapes of conversation: how its masks are found, or why it is refused.
+
+    python benchmarks/template_matrix.py            # prints the table
+    python benchmarks/template_matrix.py --write    # also puts it into docs/templates.md
+
+The tokenizer is built here: a byte-level vocabulary plus every control token that the template writes, so that no
+download is needed. Families whose real tokenizer joins text differently are proven again on the user's own data.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import trl
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sft_experiments.data.conversation import Conversation, Origin, RowFault
+from sft_experiments.data.encode import Encoder
+from sft_experiments.data.formats import read_conversation
+from sft_experiments.data.proof import MaskProof
+from sft_experiments.schema import DataFormat, SourceConfig, TrainOn
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "templates.md"
+MARK = "<!-- matrix -->"
+CONTROL = re.compile(r"<\|[^|<>\n]*\|>|<｜[^｜<>\n]*｜>|<\|?[A-Za-z_][\w:-]*\|?>|</[A-Za-z_]+>|\[/?[A-Z_]{3,}\]")
+
+USER, ANSWER = {"role": "user", "content": "Where is Paris?"}, {"role": "assistant", "content": "It is in France."}
+USER2, ANSWER2 = {"role": "user", "content": "And Rome?"}, {"role": "assistant", "content": "That one is in Italy."}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+SHAPES: dict[str, list[dict[str, Any]]] = {
+    "single": [USER, ANSWER],
+    "multi-turn": [USER, ANSWER, USER2, ANSWER2],
+    "system": [{"role": "system", "content": "Be brief."}, USER, ANSWER],
+    "tool": [
+        {"role": "user", "content": "Is it cold in Oslo?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "weather", "content": "minus 5 degrees"},
+        {"role": "assistant", "content": "Yes, it is freezing."},
+    ],
+    "assistant first": [{"role": "assistant", "content": "Hello, ask me."}, USER, ANSWER],
+    "two users": [USER, USER2, ANSWER2],
+    "empty answer": [USER, {"role": "assistant", "content": ""}],
+}
+
+
+def build_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Bytes as tokens, plus the template's own control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", chat_template=template
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(CONTROL.findall(template)))})
+    return tokenizer
+
+
+def judge(encoder: Encoder, messages: list[dict[str, Any]]) -> str:
+    """How one conversation's mask is found and proven, or the reason for refusing it."""
+    source = SourceConfig(format=DataFormat.messages)
+    conversation: Conversation = read_conversation({"messages": messages}, source, Origin("matrix", 1))
+    row = encoder.encode([conversation])[0]
+    if isinstance(row, RowFault):
+        return f"{row.rule}: {row.what}"
+    fault = MaskProof(encoder.tokenizer, encoder.train_on).fault(row)
+    return f"unproven_mask: {fault}" if fault else row.method
+
+
+def matrix() -> dict[str, dict[str, str]]:
+    """Template -> shape -> outcome."""
+    folder = Path(trl.__file__).parent / "chat_templates"
+    outcomes = {}
+    for file in sorted(folder.glob("*.jinja")):
+        encoder = Encoder(build_tokenizer(file.read_text(encoding="utf-8")), TrainOn.assistant)
+        outcomes[file.stem] = {shape: judge(encoder, messages) for shape, messages in SHAPES.items()}
+    return outcomes
+
+
+if __name__ == "__main__":
+    for name, row in matrix().items():
+        print(name)
+        for shape, outcome in row.items():
+            print("   ", shape.ljust(16), outcome[:150].replace("\n", "\\n"))
