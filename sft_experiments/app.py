@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Optional
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
+from sft_experiments.errors import SftError
 from sft_experiments.run.launch import run_trial
 from sft_experiments.run.trial import Request, plan_trial
 from sft_experiments.show import show_outcome, show_plan
@@ -36,14 +38,30 @@ def run_app(program: str, arguments: list[str]) -> int:
     sys.argv = [program, *arguments]
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # Hydra then raises instead of printing its own account
-    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(run_composed)
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(task)
     try:
         app()
+        if _single_run_failure:
+            raise _single_run_failure.pop()
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
         raise explain(error) from error
     return 0
+
+
+_single_run_failure: list[SftError] = []
+
+
+def task(composed: DictConfig) -> Optional[float]:
+    """What Hydra calls. A single run keeps its error aside, because Hydra would print an account of its own first."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return run_composed(composed)
+    try:
+        return run_composed(composed)
+    except SftError as error:
+        _single_run_failure.append(error)
+        return None
 
 
 def run_composed(composed: DictConfig) -> float:

@@ -2,16 +2,21 @@
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 
 from sft_experiments import __version__
 from sft_experiments.errors import SftError, nearest
 
-# name -> (function that takes the rest of the command line and returns the exit code, one line of help)
+# name -> (module, one line of help). A module holds either ``<name>(arguments) -> exit code``, for commands that take
+# Hydra overrides, or ``add_<name>_arguments(parser)`` and ``run_<name>(parsed) -> exit code``.
 COMMANDS = {
-    "train": ("sft_experiments.app:train", "one run; with -m every combination of the values given"),
-    "sweep": ("sft_experiments.app:sweep", "learning rate x effective batch size, or another sweep=..."),
+    "train": ("sft_experiments.app", "one run; with -m every combination of the values given"),
+    "sweep": ("sft_experiments.app", "learning rate x effective batch size, or another sweep=..."),
+    "compare": ("sft_experiments.report.commands", "the ranked table of the runs below some folders"),
+    "report": ("sft_experiments.report.commands", "one HTML page about a sweep, to open in a browser"),
+    "best": ("sft_experiments.report.commands", "the best run: its folder and the commands that use it"),
 }
 INTERRUPTED = 130
 
@@ -43,8 +48,13 @@ def run(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
         print(f"sft: no command {name!r}{nearest(name, list(COMMANDS))}; see sft --help", file=sys.stderr)
         return 2
-    module, function = COMMANDS[name][0].split(":")
-    return int(getattr(import_module(module), function)(arguments))
+    module_name, summary = COMMANDS[name]
+    module = import_module(module_name)
+    if not hasattr(module, f"run_{name}"):
+        return int(getattr(module, name)(arguments))
+    parser = ArgumentParser(prog=f"sft {name}", description=summary)
+    getattr(module, f"add_{name}_arguments")(parser)
+    return int(getattr(module, f"run_{name}")(parser.parse_args(arguments)))
 
 
 def help_text() -> str:

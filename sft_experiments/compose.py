@@ -12,12 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
-    InterpolationResolutionError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
-    ValidationError,
 )
 
+from sft_experiments import errors
 from sft_experiments.errors import ConfigError, SftError, nearest
 from sft_experiments.plan.size import recommended_value, size_class_of
 from sft_experiments.schema import Config
@@ -47,15 +45,14 @@ def scaled(value: Any, factor: float) -> Any:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Resolve every interpolation and check every value. Raises ``ConfigError`` for the first one that is wrong."""
+    """Resolve every interpolation and check every key and value. Raises ``ConfigError`` for the first wrong one."""
+    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     try:
-        plain = OmegaConf.masked_copy(composed, [field.name for field in fields(Config)])
-        OmegaConf.resolve(plain)
-        config = OmegaConf.to_object(plain)
+        values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise explain(error) from error
-    assert isinstance(config, Config)
-    return config
+    assert isinstance(values, dict)
+    return from_plain({str(key): value for key, value in values.items()})
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -86,14 +83,17 @@ def schema_keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
 
 def explain(error: Exception) -> SftError:
     """One line for a mistake that Hydra or OmegaConf found: the key, the value, what is allowed."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
-    if isinstance(cause, InterpolationResolutionError) and isinstance(cause.__cause__, SftError):
-        return cause.__cause__
-    if isinstance(cause, OmegaConfBaseException):
-        return ConfigError(_explain_omegaconf(cause, str(error)))
-    return ConfigError(" ".join(str(error).split()))
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if not isinstance(cause, OmegaConfBaseException):
+        return ConfigError(" ".join(str(error).split()))
+    message = str(cause).splitlines()[0]
+    ours = re.match(r"(\w+) raised while resolving interpolation: (.*)", message)
+    if ours and issubclass(getattr(errors, ours.group(1), Exception), SftError):
+        raised: type[SftError] = getattr(errors, ours.group(1))  # by one of our resolvers
+        return raised(ours.group(2))
+    return ConfigError(_explain_omegaconf(cause, message, str(error)))
 
 
 def _missing_option(error: MissingConfigException) -> ConfigError:
@@ -102,15 +102,35 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
     return ConfigError(f"{group}={option}: no such option{nearest(option, options)}; allowed: {', '.join(options)}")
 
 
-def _explain_omegaconf(cause: OmegaConfBaseException, outer: str) -> str:
+def _explain_omegaconf(cause: OmegaConfBaseException, message: str, outer: str) -> str:
     key = cause.full_key or ""
     where = re.match(r"In '([^']+)'", outer)
     prefix = f"{where.group(1)}.yaml: " if where and where.group(1) != CONFIG_NAME else ""
+    missing = re.search(r"Missing mandatory value: (\S+)", message)
+    if missing:
+        return f"{missing.group(1)} is required: give it as {missing.group(1)}=..."
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-        return f"{prefix}{key}: no such key{nearest(key, list(schema_keys()))}"
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{prefix}{key} is required: give it as {key}=..."
-    message = str(cause).splitlines()[0]
-    if isinstance(cause, ValidationError):
-        return f"{prefix}{key}: {message}"
+        return f"{prefix}{key}: no such key{_hint(key)}"
+    value = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message)
+    if value:
+        return f"{prefix}{key}={value.group(1)}: must be of type {value.group(2).lower()}"
     return f"{prefix}{key + ': ' if key else ''}{message}"
+
+
+def _hint(key: str) -> str:
+    """How to write a key that does not exist: under a free mapping with a plus sign, else the nearest known one."""
+    parent = key.rpartition(".")[0]
+    if parent in free_mappings():
+        return f"; to add one to {parent}, write +{key}=..."
+    return nearest(key, list(schema_keys()))
+
+
+def free_mappings(schema: type = Config, prefix: str = "") -> set[str]:
+    """The dotted keys that hold a mapping with keys of the user's own, like train.extra."""
+    found = set()
+    for field in fields(schema):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            found |= free_mappings(field.type, f"{prefix}{field.name}.")
+        elif str(field.type).startswith("dict["):
+            found.add(f"{prefix}{field.name}")
+    return found

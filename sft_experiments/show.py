@@ -13,7 +13,7 @@ from sft_experiments.run.record import Record, Status, read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.ledger import Sweep
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)  # commands and paths are for pasting: never broken over lines
 
 
 def show_plan(trial: Trial) -> None:

@@ -89,18 +89,18 @@ class PlainBoard(Board):
 
     def started(self, folder: RunFolder) -> None:
         super().started(folder)
-        self.console.print(f"[{self.num_ended}/{len(self.rows)}] started    {self.rows[folder.path].label}", markup=False)
+        self.console.print(f"[{self.num_ended}/{len(self.rows)}] started    {self.rows[folder.path].label}", soft_wrap=True, markup=False)
 
     def retried(self, folder: RunFolder) -> None:
         super().retried(folder)
-        self.console.print(f"[{self.num_ended}/{len(self.rows)}] retrying   {self.rows[folder.path].label}", markup=False)
+        self.console.print(f"[{self.num_ended}/{len(self.rows)}] retrying   {self.rows[folder.path].label}", soft_wrap=True, markup=False)
 
     def ended(self, folder: RunFolder, record: Record) -> None:
         super().ended(folder, record)
         row = self.rows[folder.path]
         objective = "" if record.objective is None else f"  {record.objective_metric} {record.objective:.4f}"
         state = f"{record.status.value:<10} {row.label}{objective}  {row.seconds:.1f} s"
-        self.console.print(f"[{self.num_ended}/{len(self.rows)}] {state}", markup=False)
+        self.console.print(f"[{self.num_ended}/{len(self.rows)}] {state}", soft_wrap=True, markup=False)
 
 
 class LiveBoard(Board):

@@ -10,11 +10,12 @@ from sft_experiments.plan.cadence import resolve_interval
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import Config, Direction, PackingStrategy
 
+NEEDS_PADDING = {"sdpa", "eager"}
 NEVER = 10**9  # steps: our own callback decides when to evaluate and save
 
 
 def training_arguments(
-    config: Config, batch: BatchPlan, steps: StepPlan, precision: str, device: str, folder: RunFolder, resumes: bool
+    config: Config, plan: dict[str, Any], batch: BatchPlan, steps: StepPlan, folder: RunFolder, resumes: bool
 ) -> SFTConfig:
     """The SFTConfig of a run. ``train.extra`` comes last: it holds only fields that nothing here sets."""
     train = config.train
@@ -32,18 +33,18 @@ def training_arguments(
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
-        "bf16": precision == "bf16",
+        "bf16": plan["precision"]["value"] == "bf16",
         "activation_checkpointing": train.activation_checkpointing,
         "lr_scheduler_type": config.scheduler.name,
         "lr_scheduler_kwargs": scheduler_arguments(config, steps),
         "warmup_steps": steps.warmup_steps,
         "seed": train.seed,
         "data_seed": train.data_seed,
-        "use_cpu": device == "cpu",
+        "use_cpu": plan["device"]["value"] == "cpu",
         "dataloader_num_workers": config.compute.dataloader_num_workers,
         "report_to": upstream_names(config.logger.trackers) or "none",
         **_cadence(config, steps, resumes),
-        **_data(config),
+        **_data(config, plan["attention"]["value"]),
         **_quiet(),
     }
     return SFTConfig(**{**values, **train.extra})
@@ -65,13 +66,18 @@ def _cadence(config: Config, steps: StepPlan, resumes: bool) -> dict[str, Any]:
     }
 
 
-def _data(config: Config) -> dict[str, Any]:
-    """The data arrive tokenised, masked, cut and packed; TRL only collates them."""
+def _data(config: Config, attention: str) -> dict[str, Any]:
+    """The data arrive tokenised, masked, cut and packed; TRL only collates them, without padding where possible.
+
+    TRL asks for max_length=None in that case, because it would not enforce it; our rows are cut already.
+    """
+    packs = config.dataset.packing is PackingStrategy.bfd
     return {
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": config.dataset.max_length,
-        "packing": config.dataset.packing is PackingStrategy.bfd,
+        "max_length": config.dataset.max_length if packs else None,
+        "packing": packs,
         "packing_strategy": "bfd",
+        "padding_free": attention not in NEEDS_PADDING,
         "eval_packing": False,
     }
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from sft_experiments.data.fingerprint import default_cache_dir
 from sft_experiments.data.prepare import PreparedData, prepare_data
-from sft_experiments.errors import DataError
+from sft_experiments.errors import DataError, TrainingFailed
 from sft_experiments.monitor.callback import MonitorCallback
 from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.names import measured
@@ -28,10 +28,13 @@ from sft_experiments.training.cadence import EvaluateAndSave, StopOnSignal
 from sft_experiments.training.checkpoints import KeepCheckpoints, newest_complete, step_of
 from sft_experiments.training.generate import AnswerValidationPrompts
 from sft_experiments.training.model import adapter_config, architecture, load_model
-from sft_experiments.training.packed_attention import choose_attention, register_packed_attention
+from sft_experiments.training.attention_choice import choose_attention
+from sft_experiments.training.packed_attention import register_packed_attention
 from sft_experiments.training.schedule import planned_learning_rates
 from sft_experiments.training.tokenizer import load_tokenizer
 from sft_experiments.training.trainer_class import ExperimentTrainer
+
+EARLY_STOPPING_RULE = "eval_loss_rising"
 
 
 def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: StopOnSignal) -> None:
@@ -55,6 +58,7 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
         if stop.signal is not None and trainer.state.global_step < steps.total_steps:
             status = Status.preempted
             return
+        raise_if_unhealthy(monitor)
         with clock("evaluate"):
             record.metrics = final_metrics(trainer, steps)
             record.objective = objective_of(config, record.metrics)
@@ -162,10 +166,7 @@ def build_trainer(
     resumes: bool,
 ) -> ExperimentTrainer:
     """SFTTrainer with prepared data and our callbacks."""
-    plan = record.plan
-    arguments = training_arguments(
-        config, batch_of(record), steps, plan["precision"]["value"], plan["device"]["value"], folder, resumes
-    )
+    arguments = training_arguments(config, record.plan, batch_of(record), steps, folder, resumes)
     trainer = ExperimentTrainer(
         model=model,
         args=arguments,
@@ -173,15 +174,10 @@ def build_trainer(
         eval_dataset=data.validation,
         processing_class=tokenizer,
         peft_config=adapter_config(config),
-        callbacks=[
-            EvaluateAndSave(evaluation_steps(config.train.eval_steps, steps.total_steps)),
-            stop,
-            KeepCheckpoints(config.train.save_total_limit),
-            MonitorCallback(monitor),
-        ],
+        callbacks=callbacks(config, steps, monitor, stop),
     )
     trainer.remove_callback(PrinterCallback)
-    plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
+    record.plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
     answers = AnswerValidationPrompts(config, tokenizer, data.prompts)
 
     def answer_metrics() -> dict[str, float]:
@@ -191,6 +187,25 @@ def build_trainer(
 
     trainer.extra_metrics = answer_metrics
     return trainer
+
+
+def callbacks(config: Config, steps: StepPlan, monitor: Monitor, stop: StopOnSignal) -> list[TrainerCallback]:
+    """In the order they act: watch, decide, keep."""
+    patience = config.train.early_stopping_patience
+    return [
+        MonitorCallback(monitor),
+        EvaluateAndSave(evaluation_steps(config.train.eval_steps, steps.total_steps)),
+        stop,
+        KeepCheckpoints(config.train.save_total_limit),
+        *([EarlyStoppingCallback(patience)] if patience is not None else []),
+    ]
+
+
+def raise_if_unhealthy(monitor: Monitor) -> None:
+    """A health rule with policy stop ended the training: early stopping is a result, anything else a failure."""
+    alert = monitor.stopped
+    if alert is not None and alert.rule != EARLY_STOPPING_RULE:
+        raise TrainingFailed(f"stopped at step {alert.step} by monitor.rules.{alert.rule}: {alert.message}", "diverged")
 
 
 def final_metrics(trainer: ExperimentTrainer, steps: StepPlan) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 Sums stay on the device and are read once per log event; the guard reads one flag per optimizer step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self._train_sums = self._zero_sums()
         self._eval_sums = self._zero_sums()
         self._since_log = [0.0, 0.0, 0.0]  # nats, supervised tokens, correct tokens already read from the device
+        self.extra_metrics: Callable[[], dict[str, float]] | None = None  # more ``eval_...`` numbers, at each evaluation
 
     def _can_drop_padding_mask(self, config: Any) -> bool:
         right_padded = isinstance(self.data_collator, DataCollatorForLanguageModeling) and not self.padding_free
@@ -157,6 +159,9 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self.state.num_input_tokens_seen += int(num_tokens)
         self._train_sums.zero_()
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card into every checkpoint; ours comes with the export, with the results in it."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._read_train_sums()
         super()._save_checkpoint(model, trial)
@@ -177,6 +182,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         output.metrics[f"{prefix}_loss"] = nats / num_supervised
         output.metrics[f"{prefix}_mean_token_accuracy"] = num_correct / num_supervised
         output.metrics[f"{prefix}_num_supervised_tokens"] = int(num_supervised)
+        if self.extra_metrics is not None and prefix == "eval":
+            output.metrics.update(self.extra_metrics())
         return output
 
     def prediction_step(

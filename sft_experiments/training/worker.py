@@ -16,7 +16,9 @@ from pathlib import Path
 from signal import SIGTERM, raise_signal
 from typing import Any, Optional, TextIO
 
+import datasets
 import torch
+import transformers
 from omegaconf import OmegaConf
 
 from sft_experiments.compose import from_plain
@@ -53,6 +55,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
     with hold(folder.lock, "its training"):
         record = read_record(folder)
         config = read_config(folder)
+        _silence_libraries()
         torch.set_num_threads(threads or int(record.plan["threads"]))
         stop = StopOnSignal()
         if threading.current_thread() is threading.main_thread():
@@ -78,6 +81,13 @@ def read_config(folder: RunFolder) -> Config:
     values = OmegaConf.to_container(OmegaConf.load(folder.config))
     assert isinstance(values, dict)
     return from_plain({str(key): value for key, value in values.items()})
+
+
+def _silence_libraries() -> None:
+    """Their progress bars and notices would garble ours; their errors still come through."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def _mark_started(record: Record, folder: RunFolder) -> None:

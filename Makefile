@@ -1,0 +1,46 @@
+# Python 3.11 or newer and make are all that is needed. A target that is set up already is not set up again.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peft,quant,optuna,joblib]'
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## make the virtual environment .venv with the pinned dependencies
+
+.PHONY: sweep
+sweep: $(READY) ## run the default sweep: learning rate x effective batch size on the embedded demo
+	$(BIN)/sft sweep experiment=demo_grid
+
+.PHONY: train
+train: $(READY) ## run one training on the embedded demo
+	$(BIN)/sft train
+
+.PHONY: test
+test: $(READY) browser ## run the whole test suite
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(READY) ## lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## remove the virtual environment and caches (outputs stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

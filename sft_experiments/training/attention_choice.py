@@ -1,0 +1,87 @@
+"""Which attention implementation a run uses, and why."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+
+from sft_experiments.errors import ConfigError
+from sft_experiments.training.packed_attention import AMPERE, PACKED, VARLEN_HEAD_SIZES, varlen_kernel
+
+_HOPPER = 9  # the major version that flash-attn 3 is for
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A value for ``attn_implementation``, and why (one sentence for the plan)."""
+
+    value: str
+    reason: str
+
+
+def choose_attention(requested: str, packing: bool, device: str, model_config: PretrainedConfig) -> Attention:
+    """Resolve ``auto``; anything else is the user's choice. ``auto`` with packing always keeps documents apart.
+
+    Raises ConfigError when packing cannot be safe for this model.
+    """
+    if requested != "auto":
+        return Attention(requested, f"set by model.attn_implementation={requested}")
+    config = model_config.get_text_config()
+    if packing and (obstacle := _packing_obstacle(config)):
+        raise ConfigError(f"dataset.packing=bfd would mix documents: {obstacle}; set dataset.packing=none")
+    if obstacle := _sdpa_obstacle(config):
+        return Attention("eager", obstacle)
+    if device == "cuda" and (flash := _flash_attention()):
+        return Attention(flash, "flash-attn is installed and the GPU supports it")
+    if not packing:
+        return Attention("sdpa", "nothing is packed")
+    if device == "cuda" and (obstacle := _varlen_obstacle(config)):
+        return Attention(PACKED, f"packed rows, document by document with SDPA ({obstacle})")
+    kernel = "torch's varlen_attn" if device == "cuda" else "SDPA document by document"
+    return Attention(PACKED, f"packed rows: {kernel}, exact and without a dense mask")
+
+
+def _model_class(config: PretrainedConfig) -> Any:
+    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
+def _packing_obstacle(config: PretrainedConfig) -> str | None:
+    if _model_class(config) is None:
+        return f"the attention of model type {config.model_type!r} is not known to transformers"
+    others = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if others:
+        return f"{config.model_type} has layers of type {', '.join(sorted(others))}"
+    if getattr(config, "num_attention_heads", None) is None:
+        return f"{config.model_type} has no attention to keep them apart"
+    return None
+
+
+def _sdpa_obstacle(config: PretrainedConfig) -> str | None:
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"SDPA cannot cap attention scores (attn_logit_softcapping={config.attn_logit_softcapping})"
+    if not getattr(_model_class(config), "_supports_sdpa", True):
+        return f"{config.model_type} does not support SDPA"
+    return None
+
+
+def _flash_attention() -> str | None:
+    """The newest installed flash-attn that this GPU can run."""
+    capability = torch.cuda.get_device_capability()
+    if capability[0] == _HOPPER and find_spec("flash_attn_interface"):
+        return "flash_attention_3"
+    return "flash_attention_2" if capability >= AMPERE and find_spec("flash_attn") else None
+
+
+def _varlen_obstacle(config: PretrainedConfig) -> str | None:
+    if varlen_kernel() is None:
+        return "this torch has no varlen_attn"
+    if torch.cuda.get_device_capability() < AMPERE:
+        return "varlen_attn needs an Ampere or newer GPU"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size not in VARLEN_HEAD_SIZES:
+        return f"varlen_attn has no kernel for head size {size}"
+    if getattr(config, "attention_dropout", 0.0):
+        return f"varlen_attn has no dropout (attention_dropout={config.attention_dropout})"
+    return None
