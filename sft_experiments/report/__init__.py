@@ -1,0 +1,1 @@
+"""Compare runs from their folders: the ranked table, the HTML report, and advice with its evidence."""

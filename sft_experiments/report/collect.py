@@ -1,0 +1,106 @@
+"""Find run folders below some directories and read their records, tolerating broken ones."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_experiments.errors import RunFolderError
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Record, read_record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial: its folder, its record, and its config as ``{"train.learning_rate": 0.002}``."""
+
+    folder: RunFolder
+    record: Record
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def seeds(self) -> tuple[str, str]:
+        """What makes two runs of one configuration independent: model and data order seeds."""
+        return str(self.values.get("train.seed")), str(self.values.get("train.data_seed"))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Runs sorted by path, and one line for each record that could not be read."""
+
+    runs: list[Run]
+    problems: list[str]
+
+
+def collect_runs(directories: Iterable[Path]) -> Collection:
+    """Read every record at or below ``directories``; a folder reached twice counts once.
+
+    A broken record becomes a line in ``problems``. Raises ``RunFolderError`` for a directory that is missing
+    or that holds no record at all.
+    """
+    paths: set[Path] = set()
+    for directory in directories:
+        if not directory.is_dir():
+            raise RunFolderError(f"{directory} is not a folder; give a sweep's folder or a run's folder")
+        found = set(_record_folders(directory.resolve()))
+        if not found:
+            raise RunFolderError(f"{directory} holds no run: no record.json at or below it")
+        paths |= found
+    runs, problems = [], []
+    for path in sorted(paths):
+        try:
+            runs.append(read_run(RunFolder(path)))
+        except RunFolderError as error:
+            problems.append(str(error))
+    return Collection(runs, problems)
+
+
+def read_run(folder: RunFolder) -> Run:
+    """The run in ``folder``. Raises ``RunFolderError`` naming the file when its record cannot be used."""
+    try:
+        record = read_record(folder)
+    except (TypeError, ValueError, KeyError) as error:  # well-formed JSON whose fields are not a record's
+        raise RunFolderError(f"{folder.record} is not a usable record: {error}") from error
+    broken = [name for name in _MAPPINGS if not isinstance(getattr(record, name), dict)]
+    if broken:
+        raise RunFolderError(f"{folder.record} is not a usable record: {broken[0]} is not a mapping")
+    return Run(folder, record, dict(flatten(record.config)))
+
+
+_MAPPINGS = ("axes", "config", "plan", "metrics", "timings", "environment", "fingerprints")
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"train": {"seed": 1}}`` -> ``("train.seed", 1)``. Lists and empty mappings are values."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _record_folders(directory: Path) -> Iterator[Path]:
+    """Folders with a record. Does not look inside them: checkpoints and trackers hold thousands of files."""
+    pending = [str(directory)]
+    while pending:
+        current = pending.pop()
+        subfolders = []
+        is_run = False
+        try:
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.name == "record.json":
+                        is_run = True
+                    elif entry.is_dir(follow_symlinks=False):
+                        subfolders.append(entry.path)
+        except PermissionError as error:
+            raise RunFolderError(f"{current} cannot be read: {error.strerror}") from error
+        if is_run:
+            yield Path(current)
+        else:
+            pending.extend(subfolders)

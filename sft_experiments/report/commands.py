@@ -1,0 +1,71 @@
+"""The subcommands ``compare``, ``report`` and ``best``: their arguments, and what they call."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from sft_experiments.report.best import best_run
+from sft_experiments.report.compare import TEXT_FORMATS, compare, print_difference
+from sft_experiments.report.recipes import final_command, reproduce_command
+from sft_experiments.report.write import write_report
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Rank runs by their objective; show what differs, what is within noise, and what to do next."
+    _add_directories(parser, many="*")
+    parser.add_argument("--sort", metavar="NAME", help="a column, setting or metric; -NAME sorts downwards (--sort=-n)")
+    parser.add_argument("--columns", metavar="NAMES", default="", help="comma-separated: columns, settings or metrics")
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        action="append",
+        default=[],
+        help="e.g. 'learning_rate>=1e-4', status=completed, folder~warm (contains); several must all hold",
+    )
+    parser.add_argument("--format", choices=["table", *TEXT_FORMATS], default="table")
+    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what differs between two runs, by path or name")
+    parser.add_argument("--no-advice", action="store_true", help="the table only")
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    console = Console()
+    if args.diff:
+        first, second = args.diff
+        print_difference(args.directories, first, second, console)
+        return 0
+    columns = [name.strip() for name in args.columns.split(",") if name.strip()]
+    directories = args.directories or [Path("outputs")]
+    compare(directories, console, args.sort, columns, args.where, args.format, with_advice=not args.no_advice)
+    return 0
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write one self-contained HTML page about all runs below some folders."
+    _add_directories(parser, many="+")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first folder")
+
+
+def run_report(args: argparse.Namespace) -> int:
+    print(write_report(args.directories, args.output))
+    return 0
+
+
+def add_best_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "The best run: its folder, and the commands that reproduce it and train a final model with it."
+    _add_directories(parser, many="+")
+    parser.add_argument("--path", action="store_true", help="print the folder only, for use in scripts")
+
+
+def run_best(args: argparse.Namespace) -> int:
+    run = best_run(args.directories)
+    print(run.folder.path)
+    if not args.path:
+        print(f"{run.record.objective_metric}: {run.record.objective:.4f}")
+        print(f"reproduce:   {reproduce_command(run)}")
+        print(f"final model: {final_command(run)}")
+    return 0
+
+
+def _add_directories(parser: argparse.ArgumentParser, many: str) -> None:
+    parser.add_argument("directories", metavar="DIR", type=Path, nargs=many, help="a sweep's folder or a run's folder")

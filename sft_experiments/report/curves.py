@@ -1,0 +1,69 @@
+"""metrics.jsonl as curves: what was logged while a run trained."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value at one moment; ``tokens`` are non-padding tokens trained so far."""
+
+    step: int
+    tokens: float
+    epoch: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The events of one run in the order of their steps."""
+
+    events: list[Event]
+
+    def series(self, name: str) -> list[Point]:
+        """All finite values of one metric."""
+        points = []
+        for event in self.events:
+            value = event.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                step = int(event.get("step", 0))
+                points.append(Point(step, float(event.get("tokens", 0)), float(event.get("epoch", 0)), float(value)))
+        return points
+
+    def tokens_at(self, step: float) -> float:
+        """Tokens trained at a step, read off between the two nearest events."""
+        before = after = (0.0, 0.0)
+        for event in self.events:
+            after = (float(event.get("step", 0)), float(event.get("tokens", 0)))
+            if after[0] >= step:
+                break
+            before = after
+        if after[0] <= before[0] or after[0] < step:
+            return after[1]
+        return before[1] + (after[1] - before[1]) * (step - before[0]) / (after[0] - before[0])
+
+
+def read_curves(path: Path) -> Curves:
+    """The curves in a metrics.jsonl; no file means no curves.
+
+    A line that is not a JSON object is left out: a killed process leaves half a line. After a resume a step may
+    come twice; the later event counts.
+    """
+    events: dict[tuple[int, bool], Event] = {}
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Curves([])
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events[event["step"], any(name.startswith("eval/") for name in event)] = event
+    return Curves([events[key] for key in sorted(events)])

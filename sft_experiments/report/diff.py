@@ -1,0 +1,56 @@
+"""What differs between two runs: settings, data, code and machine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sft_experiments.errors import RunFolderError
+from sft_experiments.report.collect import Run, flatten, read_run
+from sft_experiments.report.columns import identity
+from sft_experiments.report.number_format import format_value
+from sft_experiments.run.folder import RunFolder
+
+
+def find_run(word: str, runs: Sequence[Run]) -> Run:
+    """The run meant by a path, or by a part of a folder's name or the start of a trial id among ``runs``.
+
+    Raises ``RunFolderError`` when nothing, or more than one run, answers to it.
+    """
+    if (Path(word) / "record.json").is_file():
+        return read_run(RunFolder(Path(word)))
+    exact = [run for run in runs if word in (run.name, run.record.trial_id)]
+    matches = exact or [run for run in runs if word in run.name or run.record.trial_id.startswith(word)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise RunFolderError(f"no run is called {word!r}; give a run folder or a part of its name")
+    shown = ", ".join(run.name for run in matches[:4])
+    raise RunFolderError(f"{word!r} names {len(matches)} runs ({shown}{', ...' if len(matches) > 4 else ''})")
+
+
+def differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
+    """(name, first value, second value) of all that differs: settings, then content, then environment."""
+    result = []
+    for prefix, one, other in (
+        ("", first.values, second.values),
+        ("fingerprint ", first.record.fingerprints, second.record.fingerprints),
+        ("environment ", dict(flatten(first.record.environment)), dict(flatten(second.record.environment))),
+    ):
+        for key in dict.fromkeys([*one, *other]):
+            if key not in one or key not in other or identity(one[key]) != identity(other[key]):
+                result.append((prefix + key, one.get(key), other.get(key)))
+    return result
+
+
+def diff_table(first: Run, second: Run) -> RichTable:
+    """The differences side by side."""
+    rendered = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for title in ("", first.name, second.name):
+        rendered.add_column(Text(title), overflow="fold")
+    for key, one, other in differences(first, second):
+        rendered.add_row(Text(key), Text(format_value(one)), Text(format_value(other)))
+    return rendered

@@ -1,0 +1,117 @@
+"""The numbers behind the page's interactive charts, as one JSON value."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_experiments.report.collect import Run
+from sft_experiments.report.columns import SEED_KEYS, sort_key
+from sft_experiments.report.curves import Curves, Event
+from sft_experiments.report.number_format import format_value
+from sft_experiments.report.rank import Comparison
+from sft_experiments.report.rows import setting_names
+from sft_experiments.report.thinning import points_per_run, thinned
+
+TRAIN_SERIES = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "throughput": "train/tokens_per_second",
+}
+MEMORY_SERIES = ("memory/device_allocated_gib", "memory/host_rss_gib")  # the first that was logged
+EVAL_SERIES = {"loss": "eval/loss", "exact_match": "eval/exact_match"}
+
+
+def chart_runs(comparison: Comparison, curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
+    """One entry per run, in the order of ``comparison.runs``: its label, colour and dash classes, curves and alerts.
+
+    ``curves`` maps a run's folder to what it logged. Colours follow the first setting that varies, dashes the second.
+    """
+    limit = points_per_run(len(comparison.runs))
+    ranks = {run.folder: cell.rank for cell in comparison.cells for run in cell.runs}
+    classes = [_classes(comparison, key) for key in comparison.keys[:2]]
+    entries = []
+    for run in comparison.runs:
+        logged = curves[str(run.folder.path)]
+        entries.append(
+            {
+                "label": run_label(run, comparison),
+                "rank": ranks.get(run.folder),
+                "status": run.record.status.value,
+                "color": classes[0][format_value(run.values.get(comparison.keys[0]))] if classes else 0,
+                "dash": classes[1][format_value(run.values.get(comparison.keys[1]))] if len(classes) > 1 else 0,
+                "train": _train(logged, limit),
+                "eval": _columns([event for event in logged.events if "eval/loss" in event], EVAL_SERIES),
+                "alerts": _alerts(run, logged),
+            }
+        )
+    return entries
+
+
+def color_legend(comparison: Comparison) -> dict[str, Any]:
+    """What colours and dashes stand for: the setting's name and its values in class order."""
+    names = setting_names(comparison)
+    return {
+        role: {"name": names[key], "values": list(_classes(comparison, key))}
+        for role, key in zip(("color", "dash"), comparison.keys, strict=False)
+    }
+
+
+def run_label(run: Run, comparison: Comparison) -> str:
+    """Only what differs: ``2e-3 · 16``, with the seed where there are several; the folder's name when nothing does."""
+    keys = [*comparison.keys, *_varying_seeds(comparison)]
+    values = [f"seed {run.values.get(key)}" if key in SEED_KEYS else format_value(run.values.get(key)) for key in keys]
+    return " · ".join(values) or run.name
+
+
+def _varying_seeds(comparison: Comparison) -> list[str]:
+    """The first of the seed keys that varies: model and data seeds are counted up together."""
+    return [key for key in SEED_KEYS if len({str(run.values.get(key)) for run in comparison.runs}) > 1][:1]
+
+
+def _classes(comparison: Comparison, key: str) -> dict[str, int]:
+    values = sorted({run.values.get(key) for run in comparison.runs if _hashable(run.values.get(key))}, key=sort_key)
+    texts = [format_value(value) for value in values]
+    texts += [format_value(run.values.get(key)) for run in comparison.runs]
+    return {text: index for index, text in enumerate(dict.fromkeys(texts))}
+
+
+def _hashable(value: Any) -> bool:
+    return not isinstance(value, list | dict)
+
+
+def _train(logged: Curves, limit: int) -> dict[str, list[Any]]:
+    events = [event for event in logged.events if "train/loss" in event or "train/grad_norm" in event]
+    events = thinned(events, limit, ("train/loss", "train/grad_norm"))
+    memory = next((name for name in MEMORY_SERIES if any(name in event for event in events)), None)
+    return _columns(events, TRAIN_SERIES | ({"memory": memory} if memory else {}))
+
+
+def _columns(events: Sequence[Event], series: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Step, tokens and the series that were logged, as columns of equal length; a gap is null."""
+    columns: dict[str, list[Any]] = {
+        "step": [event["step"] for event in events],
+        "tokens": [event.get("tokens", 0) for event in events],
+    }
+    for short, name in series.items():
+        if any(name in event for event in events):
+            columns[short] = [rounded(event.get(name)) for event in events]
+    return columns
+
+
+def _alerts(run: Run, logged: Curves) -> list[dict[str, Any]]:
+    alerts = []
+    for alert in run.record.alerts:
+        step = alert.get("step")
+        if isinstance(step, int | float):
+            message = f"{alert.get('message', '')}" + (f" (x{alert['count']})" if alert.get("count", 1) > 1 else "")
+            where = {"step": step, "tokens": round(logged.tokens_at(step))}
+            alerts.append(where | {"rule": str(alert.get("rule")), "message": message})
+    return alerts
+
+
+def rounded(value: Any) -> float | None:
+    """Five significant digits: finer than a screen, and a third of the bytes. JSON has no NaN: null."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(f"{value:.5g}")

@@ -1,0 +1,59 @@
+"""Commands to paste: run the best again, train the final model, extend a sweep."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_experiments.report.collect import Run
+from sft_experiments.report.columns import SEED_KEYS, identity, sort_key
+from sft_experiments.report.number_format import format_value
+from sft_experiments.report.rank import Comparison
+
+
+def reproduce_command(run: Run) -> str:
+    """The recorded command; without one, a run from the recorded config."""
+    return run.record.command or f"sft train --from {quoted_path(run)} rerun=true"
+
+
+def final_command(run: Run) -> str:
+    """Trains a model with the run's settings, in a folder of its own that keeps the weights."""
+    return train_command(run, {"name": "final"})
+
+
+def train_command(run: Run, changes: Mapping[str, Any]) -> str:
+    """One run with the settings of ``run`` and some changes."""
+    return " ".join(["sft train --from", quoted_path(run), *(_override(key, [changes[key]]) for key in changes)])
+
+
+def sweep_command(
+    comparison: Comparison, run: Run, axes: Mapping[str, Sequence[Any]], num_seeds: int | None = None
+) -> str:
+    """The sweep that ``run`` belongs to, over its own axes with those in ``axes`` replaced or added.
+
+    Cells that already completed are not run again, so a command that adds values costs the new cells only.
+    """
+    values = {axis: sweep_values(comparison, run, axis) for axis in run.record.axes if axis not in SEED_KEYS}
+    values |= {axis: list(chosen) for axis, chosen in axes.items()}
+    replaced = {*values, *SEED_KEYS} | ({"sweep.num_seeds"} if num_seeds else set())
+    kept = [shlex.quote(word) for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
+    seeds = [f"sweep.num_seeds={num_seeds}"] if num_seeds else []
+    return " ".join(["sft sweep", *kept, *(_override(axis, values[axis]) for axis in values), *seeds])
+
+
+def sweep_values(comparison: Comparison, run: Run, axis: str) -> list[Any]:
+    """All values of an axis in the run's sweep, sorted, whatever became of their trials."""
+    neighbours = [other for other in comparison.runs if other.record.sweep == run.record.sweep]
+    distinct = {identity(other.values.get(axis)): other.values.get(axis) for other in neighbours}
+    return sorted((value for value in distinct.values() if value is not None), key=sort_key)
+
+
+def quoted_path(run: Run) -> str:
+    """The folder as typed in a shell, relative to the current folder when it lies below it."""
+    path = run.folder.path
+    below = path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if below else path))
+
+
+def _override(key: str, values: Sequence[Any]) -> str:
+    return shlex.quote(f"{key}={','.join(format_value(value) for value in values)}")
