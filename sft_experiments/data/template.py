@@ -47,7 +47,7 @@ class ChatRenderer:
         self.header = self._generation_prompt()
 
     def render(self, conversation: Conversation, turns: list[int]) -> Rendered:
-        """The row with the spans of ``turns``. Raises ``RowFault`` when the template refuses it or no way finds them."""
+        """The row with the spans of ``turns``. Raises ``RowFault`` when the template refuses it or hides a span."""
         messages = self._prepare(conversation.messages)
         text, spans = self._call(self.template, messages, conversation.tools)
         if self.has_markers:

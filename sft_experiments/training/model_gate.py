@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_model_source(model: ModelConfig) -> Optional[str]:
-    """Look at a folder or ask the Hub, without loading weights. Returns the commit of a Hub model (None: local or random).
+    """Look at a folder or ask the Hub, without loading weights. Returns the commit of a Hub model, else None.
 
     Raises ``ModelError`` for a folder that is missing or holds no causal language model, damaged weight files, remote
     code without its flag, and a Hub model that is absent, gated, or neither cached nor reachable.
@@ -52,8 +52,8 @@ def _check_config(file: Path, model: ModelConfig) -> None:
         raise ModelError(f"model.name={model.name} is {', '.join(architectures)}, not a causal language model")
     if "auto_map" in config and not model.trust_remote_code and not _is_known_to_transformers(config):
         raise ModelError(
-            f"model.name={model.name} brings its own code ({config['auto_map'].get('AutoModelForCausalLM', 'auto_map')}); "
-            "read it, then set model.trust_remote_code=true"
+            f"model.name={model.name} brings its own code ({', '.join(map(str, config['auto_map'].values()))}); read it, "
+            "then set model.trust_remote_code=true"
         )
 
 
@@ -70,9 +70,7 @@ def _check_weight_files(folder: Path) -> None:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
-            raise ModelError(
-                f"model.name={folder}: {len(missing)} of {len(shards)} shards are missing: {missing[0]} ..."
-            )
+            raise ModelError(f"model.name={folder}: {len(missing)} of {len(shards)} shards are missing: {missing[0]}")
     files = sorted(folder.glob("*.safetensors"))
     if not files and not list(folder.glob("*.bin")):
         raise ModelError(f"model.name={folder} has no weights: neither *.safetensors nor *.bin")
@@ -117,8 +115,8 @@ def check_loaded_model(model: Any, tokenizer: Any) -> list[str]:
     needed = max(tokenizer.get_vocab().values()) + 1
     if rows < needed:
         raise ModelError(
-            f"the embeddings hold {rows} tokens, the tokenizer needs {needed}: model and tokenizer do not belong together, "
-            "or tokens were added without resizing"
+            f"the embeddings hold {rows} tokens, the tokenizer needs {needed}: model and tokenizer do not belong "
+            "together, or tokens were added without resizing"
         )
     return _special_id_notes(model.config.get_text_config(), tokenizer, rows)
 
