@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from sft_experiments.monitor.events import Alert, Event, Sample
@@ -16,6 +17,7 @@ from sft_experiments.monitor.secrets import redact_text
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings, Tracker
 
 QUEUE_LENGTH = 4096  # events; at one event per second, more than an hour of a tracker that does not answer
+ABANDON_SECONDS = 2.0
 
 
 class Trackers:
@@ -100,8 +102,9 @@ class _Courier:
 
     def wait(self, deadline: float) -> None:
         if not self._ended.wait(max(0.0, deadline - time.monotonic())):
+            self._ended.set()
             self._note(f"{self._tracker.name} did not answer in time and was left behind; metrics.jsonl is complete")
-            threading.Thread(target=self._tracker.abandon, daemon=True).start()
+            self._abandon()
         if self._lost:
             self._note(f"{self._tracker.name} was too slow: {self._lost} events are missing there")
 
@@ -111,12 +114,32 @@ class _Courier:
             try:
                 getattr(self._tracker, method)(*arguments)
             except BaseException as error:  # anything, also SystemExit: a tracker may only lose its own copy
-                self._note(f"{self._tracker.name} stopped in {method}: {_describe(error)}; metrics.jsonl is complete")
-                self._ended.set()
-            for note in self._tracker.notes:
-                self._note(note)
+                self._fail(method, error)
+                return
+            self._pass_notes_on()
             if method == "finish":
                 self._ended.set()
+
+    def _fail(self, method: str, error: BaseException) -> None:
+        if not self._ended.is_set():  # else it was left behind, and that was noted
+            self._note(f"{self._tracker.name} stopped in {method}: {_describe(error)}; metrics.jsonl is complete")
+            self._abandon()
+            self._ended.set()
+
+    def _abandon(self) -> None:
+        """In a thread, since this too may hang."""
+        thread = threading.Thread(target=self._let_go, daemon=True)
+        thread.start()
+        thread.join(ABANDON_SECONDS)
+        self._pass_notes_on()
+
+    def _let_go(self) -> None:
+        with suppress(Exception):  # the tracker is lost already, and has its note
+            self._tracker.abandon()
+
+    def _pass_notes_on(self) -> None:
+        for note in self._tracker.notes:
+            self._note(note)
 
 
 def _describe(error: BaseException) -> str:

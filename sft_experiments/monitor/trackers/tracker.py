@@ -48,4 +48,4 @@ class Tracker(Protocol):
         """``status`` is a value of ``run.record.Status``; ``summary`` holds best and final values."""
 
     def abandon(self) -> None:
-        """Called from another thread when a method above hung: let go of whatever could keep the process alive."""
+        """A method above raised or hangs: let go of whatever could delay the end of the process. May raise."""

@@ -1,5 +1,6 @@
 """Weights & Biases: one run per trial, offline by itself when the service cannot be used."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +33,11 @@ class WandbTracker:
         self._folder = folder
         self._finish_seconds = finish_seconds
         self._rows: list[list[Any]] = []
+        self._is_online = False
 
     def start(self, identity: RunIdentity, settings: Settings) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # its login speaks before it reads the settings below
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # sending telemetry delays the exit by up to 10 s
         try:
             import wandb
         except ImportError:
@@ -58,6 +62,7 @@ class WandbTracker:
             self._run.define_metric(pattern, step_metric="step")
         if mode == "offline":
             self.notes.append(f"wandb is offline ({reason}); upload with: {_sync_command(self._folder)}")
+        self._is_online = mode == "online"
 
     def log(self, event: Event) -> None:
         self._run.log(event, step=int(event["step"]))
@@ -82,10 +87,14 @@ class WandbTracker:
     def abandon(self) -> None:
         """End W&B's service process: it would keep this one waiting at exit. What it wrote can still be synced."""
         import psutil
+        import wandb
 
+        if self._is_online:
+            self.notes.append(f"wandb: upload what is missing with: {_sync_command(self._folder)} --include-online")
         for child in psutil.Process().children():
             if child.name().startswith("wandb-core"):
                 child.kill()
+        wandb.teardown()  # raises, since the service is gone, but first takes its own exit hook away
 
     def _settings(self, wandb: Any) -> Any:
         """Quiet, without the command line (it may hold secrets), and with our deadlines."""
@@ -111,7 +120,7 @@ def _tags(tags: list[str], settings: Settings) -> list[str]:
 
 def _sync_command(folder: Path) -> str:
     """All attempts of this trial: they have one run id, and W&B uploads them in order."""
-    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/*run-*"
 
 
 def _row(sample: Sample) -> list[Any]:
