@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sft_experiments.errors import ConfigError
-from sft_experiments.training import document_attention, packed_attention
-from sft_experiments.training.document_attention import attention_by_document, attention_by_kernel, packed_mask
-from sft_experiments.training.packed_attention import PACKED, choose_attention
+from sft_experiments.training import packed_attention
+from sft_experiments.training.packed_attention import PACKED, attention_by_document, attention_by_kernel, packed_mask
 from sft_experiments.training.trainer_class import NEEDS_NO_PADDING_MASK, ExperimentTrainer
-from tests.training.trainer_setup import make_trainer
+from tests.training.trainer_setup import make_trainer, small_config
 
 Build = Callable[..., Any]
 LENGTHS = (7, 1, 20, 12)
@@ -40,12 +38,6 @@ def _packed(documents: list[list[int]]) -> dict[str, Any]:
 def _logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     logits: torch.Tensor = model(**batch, use_cache=False).logits[0]
     return logits
-
-
-def _small_config(model_type: str, **changes: Any) -> Any:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 320, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
-    return AutoConfig.for_model(model_type, **{**sizes, **heads, "bos_token_id": None, **changes})
 
 
 # ---- exactness
@@ -74,7 +66,7 @@ def test_values_and_gradients_equal_those_of_the_documents_alone(
 @pytest.mark.parametrize("model_type", sorted(NEEDS_NO_PADDING_MASK - {"gemma2"}))
 @pytest.mark.parametrize("window", [5, 64])
 def test_every_supported_architecture_equals_its_dense_mask(model_type: str, window: int) -> None:
-    config = _small_config(model_type)
+    config = small_config(model_type)
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = window  # 5 cuts documents, 64 does not
     torch.manual_seed(0)
@@ -90,7 +82,7 @@ def test_no_dense_mask_is_built_for_packed_rows(tiny_model: Build, monkeypatch: 
     def refuse(**_: Any) -> None:
         raise AssertionError("a dense mask was built")
 
-    monkeypatch.setattr(document_attention, "sdpa_mask", refuse)
+    monkeypatch.setattr(packed_attention, "sdpa_mask", refuse)
     _logits(tiny_model(PACKED), _packed(_documents()))
 
 
@@ -134,9 +126,7 @@ def test_lengths_keep_documents_apart_even_when_the_model_builds_no_packed_mask(
     query, key, value = torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
     starts = torch.tensor([0, 5, 8], dtype=torch.int32)
     module = tiny_model().model.layers[0].self_attn
-    output, _ = document_attention.packed_attention(
-        module, query, key, value, None, cu_seq_lens_q=starts, max_length_q=5
-    )
+    output, _ = packed_attention.packed_attention(module, query, key, value, None, cu_seq_lens_q=starts, max_length_q=5)
     alone = F.scaled_dot_product_attention(
         query[:, :, 5:], key[:, :, 5:], value[:, :, 5:], is_causal=True, enable_gqa=True
     )
@@ -253,49 +243,8 @@ def test_both_kernel_signatures_get_what_they_need(kernel: Any, scaling: float |
 def test_the_installed_kernel_has_a_signature_that_we_know() -> None:
     import inspect
 
-    run = document_attention.varlen_kernel()
+    run = packed_attention.varlen_kernel()
     assert run is not None
     names = list(inspect.signature(run).parameters)
     assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
     assert "window_size" in names or "is_causal" in names
-
-
-# ---- choice
-
-
-def test_auto_takes_documents_apart_when_packing_and_sdpa_otherwise() -> None:
-    config = _small_config("llama")
-    assert choose_attention("auto", True, "cpu", config).value == PACKED
-    assert choose_attention("auto", False, "cpu", config).value == "sdpa"
-    assert choose_attention("eager", True, "cpu", config).value == "eager"
-
-
-def test_models_beyond_sdpa_get_eager_with_the_reason() -> None:
-    capped = choose_attention("auto", True, "cpu", _small_config("gemma2"))
-    assert capped.value == "eager" and "attn_logit_softcapping=50.0" in capped.reason
-    sinks = choose_attention("auto", True, "cpu", _small_config("gpt_oss", layer_types=["full_attention"] * 2))
-    assert sinks.value == "eager" and "gpt_oss" in sinks.reason
-
-
-@pytest.mark.parametrize("model_type", ["mamba", "qwen3_next"])
-def test_packing_is_refused_where_layers_would_mix_documents(model_type: str) -> None:
-    config = AutoConfig.for_model(model_type)
-    with pytest.raises(ConfigError, match=r"dataset\.packing"):
-        choose_attention("auto", True, "cpu", config)
-
-
-def test_on_a_gpu_the_best_installed_kernel_is_taken_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice only; the kernels themselves need the device."""
-    config = _small_config("llama")
-    installed: set[str] = set()
-    monkeypatch.setattr(packed_attention, "find_spec", lambda name: name if name in installed else None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert "varlen_attn" in choose_attention("auto", True, "cuda", config).reason
-    assert "head size 12" in choose_attention("auto", True, "cuda", _small_config("llama", head_dim=12)).reason
-    installed.add("flash_attn")
-    assert choose_attention("auto", True, "cuda", config).value == "flash_attention_2"
-    installed.add("flash_attn_interface")
-    assert choose_attention("auto", True, "cuda", config).value == "flash_attention_3"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    turing = choose_attention("auto", True, "cuda", config)
-    assert turing.value == PACKED and "Ampere" in turing.reason

@@ -14,7 +14,7 @@ from trl import SFTTrainer
 
 from sft_experiments.errors import ConfigError, DataError, TrainingFailed
 from sft_experiments.training.trainer_class import NEEDS_NO_PADDING_MASK, ExperimentTrainer
-from tests.training.trainer_setup import make_trainer
+from tests.training.trainer_setup import make_trainer, small_config
 
 Build = Callable[..., Any]
 
@@ -270,9 +270,7 @@ def test_a_non_finite_step_stops_the_run_before_it_reaches_weights_or_optimizer(
 def test_right_padding_needs_no_attention_mask(
     model_type: str, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 320, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
-    config = AutoConfig.for_model(model_type, **sizes, **heads, bos_token_id=None)
+    config = small_config(model_type)
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = 9  # shorter than the rows
     config._attn_implementation = "eager" if model_type == "gemma2" else "sdpa"

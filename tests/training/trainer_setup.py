@@ -1,9 +1,10 @@
-"""How the tests of this folder build a trainer."""
+"""How the tests of this folder build a trainer, and models of other architectures."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
 
@@ -30,3 +31,10 @@ def make_trainer(
     return kind(
         model=model, args=args, train_dataset=rows, eval_dataset=eval_rows, processing_class=copy.deepcopy(tokenizer)
     )
+
+
+def small_config(model_type: str, **changes: Any) -> Any:
+    """Two narrow layers of the named architecture with grouped query heads."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 320, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
+    return AutoConfig.for_model(model_type, **{**sizes, **heads, "bos_token_id": None, **changes})
