@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf.errors import (
 
 from sft_experiments import errors
 from sft_experiments.errors import ConfigError, SftError, nearest
+from sft_experiments.plan.old_names import todays_name
 from sft_experiments.plan.size import recommended_value, size_class_of
 from sft_experiments.schema import Config
 
@@ -46,20 +48,51 @@ def scaled(value: Any, factor: float) -> Any:
 
 def to_config(composed: DictConfig) -> Config:
     """Resolve every interpolation and check every key and value. Raises ``ConfigError`` for the first wrong one."""
+    try:
+        values = {str(key): _resolved(composed, str(key)) for key in composed if key != "hydra"}
+    except OmegaConfBaseException:
+        values = {}
+    if _is_checked(Config, values):  # composed with the schema: every value has been checked already
+        return Config(**values)
     ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     try:
-        values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise explain(error) from error
-    assert isinstance(values, dict)
-    return from_plain({str(key): value for key, value in values.items()})
+    assert isinstance(plain, dict)
+    return from_plain({str(key): value for key, value in plain.items()})
+
+
+def _resolved(composed: DictConfig, key: str) -> Any:
+    """The value of a top-level key, groups as objects of their schema class."""
+    value = composed[key]
+    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+
+
+def _is_checked(schema: type, values: dict[Any, Any]) -> bool:
+    """Whether the groups are objects of the schema's classes, without a key that `+key=value` may have added."""
+    kinds = {field.name: field.type for field in fields(schema)}
+    if set(values) != set(kinds):
+        return False
+    groups = [(kind, values[name]) for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)]
+    return all(isinstance(group, kind) and _is_checked(kind, vars(group)) for kind, group in groups)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The config as nested plain values, enums as their names: what config.yaml and trackers hold."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    plain = _plain(config)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def from_plain(values: dict[str, Any]) -> Config:
@@ -118,10 +151,13 @@ def _explain_omegaconf(cause: OmegaConfBaseException, message: str, outer: str) 
 
 
 def _hint(key: str) -> str:
-    """How to write a key that does not exist: under a free mapping with a plus sign, else the nearest known one."""
+    """How to write a key that does not exist: with a plus sign, under today's name, or the nearest known one."""
     parent = key.rpartition(".")[0]
     if parent in free_mappings():
         return f"; to add one to {parent}, write +{key}=..."
+    today = todays_name(key)
+    if today is not None:
+        return f"; today: {today}"
     return nearest(key, list(schema_keys()))
 
 

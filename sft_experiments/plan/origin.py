@@ -23,7 +23,7 @@ def values_with_origin(
     composed: DictConfig, overrides: list[str], axes: dict[str, Any], experiment: Optional[str], conf: Path
 ) -> dict[str, dict[str, Any]]:
     """``{key: {"value", "origin"}}`` for every dial that has a value."""
-    raw = OmegaConf.to_container(OmegaConf.masked_copy(composed, ["train", "scheduler"]), resolve=False)
+    raw = {group: OmegaConf.to_container(composed[group], resolve=False) for group in ("train", "scheduler")}
     typed = {override.lstrip("+~").split("=", 1)[0] for override in overrides}
     named = _experiment_keys(experiment, conf)
     found = {}

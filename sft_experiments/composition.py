@@ -1,0 +1,96 @@
+"""The composition of `sft train` and `sft sweep` for commands that look and do not run: plan, recommend, schedules, check.
+
+Hydra composes exactly as it would before a run, but nothing is launched and no folder is made.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
+from sft_experiments.errors import ConfigError
+from sft_experiments.run.trial import Request, Trial, plan_trial
+from sft_experiments.sweep.grid import override_values, plan_sweep
+from sft_experiments.sweep.ledger import Sweep
+
+MULTIRUN_FLAGS = {"-m", "--multirun"}
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What the command line composes to, before anything is planned."""
+
+    context: HydraContext
+    master: DictConfig
+    overrides: list[str]
+    is_sweep: bool
+
+    def trial(self) -> Trial:
+        """The one run, planned. Raises ``ConfigError`` for a sweep."""
+        if self.is_sweep:
+            raise ConfigError("this command looks at one run: give one value for each key, and no sweep=...")
+        return plan_trial(self.master, Request(self.overrides, experiment=self.master.hydra.runtime.choices.get("experiment")))
+
+    def sweep(self) -> tuple[Sweep, list[Trial]]:
+        """The sweep and its planned cells."""
+        plans, cells = plan_sweep(self.context, self.master, self.overrides)
+        return plans, list(cells.values())
+
+
+@contextmanager
+def composed(arguments: list[str], sweep_by_default: bool = False) -> Iterator[Composition]:
+    """Compose ``arguments`` (overrides, ``-m``, ``--config-dir DIR``). Hydra's errors come out as ours.
+
+    A sweep is what names one (``sweep=...``, ``-m``) or gives several values for a key.
+    """
+    register()
+    overrides, multirun = _split(arguments)
+    multirun = multirun or sweep_by_default or any(item.startswith("sweep=") and item != "sweep=none" for item in overrides)
+    if sweep_by_default and not any(item.startswith("sweep=") for item in overrides):
+        overrides.append("sweep=lr_x_batch")
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="sft"):
+            loader = GlobalHydra.instance().hydra.config_loader  # type: ignore[union-attr]
+            several = multirun or _has_several_values(loader, overrides)
+            mode = RunMode.MULTIRUN if several else RunMode.RUN
+            master = loader.load_configuration(CONFIG_NAME, overrides, mode, validate_sweep_overrides=not several)
+            ours = [item for item in overrides if not item.startswith("hydra.searchpath=")]
+            yield Composition(HydraContext(config_loader=loader, callbacks=Callbacks()), master, ours, several)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+def _split(arguments: list[str]) -> tuple[list[str], bool]:
+    """Overrides, and whether a multirun was asked for. Raises ``ConfigError`` for any other of Hydra's flags."""
+    overrides: list[str] = []
+    multirun, rest = False, list(arguments)
+    while rest:
+        item = rest.pop(0)
+        if item in MULTIRUN_FLAGS:
+            multirun = True
+        elif item == "--config-dir" or item.startswith("--config-dir="):
+            folder = item.partition("=")[2] or (rest.pop(0) if rest else "")
+            if not Path(folder).is_dir() or not folder:
+                raise ConfigError(f"--config-dir {folder}: no such folder")
+            overrides.append(f"hydra.searchpath=['file://{Path(folder).resolve()}']")
+        elif item.startswith("-"):
+            raise ConfigError(f"{item}: no such option here; settings are given as key=value")
+        else:
+            overrides.append(item)
+    return overrides, multirun
+
+
+def _has_several_values(loader: object, overrides: list[str]) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)  # type: ignore[arg-type]
+    return any(len(override_values(override)) > 1 for override in parsed)

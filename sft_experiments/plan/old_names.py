@@ -1,0 +1,80 @@
+"""Names that a hand-written training script used, and the key that does the same here."""
+
+from typing import Optional
+
+from sft_experiments.plan.extra import OWNED
+
+# Names that upstream renamed or dropped, and those of other parts of a script; today's SFTConfig fields are in OWNED.
+OLD = {
+    "max_seq_length": "dataset.max_length",
+    "max_seq_len": "dataset.max_length",
+    "model_max_length": "dataset.max_length",
+    "dataset_text_field": "dataset=text (and dataset.columns={text: <column>})",
+    "dataset_num_proc": "not needed: data are tokenised in batches and cached",
+    "remove_unused_columns": "not needed: data are prepared before the trainer sees them",
+    "formatting_func": "dataset.format (messages, prompt_completion, alpaca, sharegpt or text)",
+    "response_template": "dataset.train_on=assistant, which is the default",
+    "instruction_template": "dataset.train_on=assistant, which is the default",
+    "train_file": "dataset.train_files=[...]",
+    "train_data": "dataset.train_files=[...]",
+    "validation_file": "dataset.validation_files=[...]",
+    "val_file": "dataset.validation_files=[...]",
+    "dataset_name": "dataset=hub dataset.hub_id",
+    "model_name": "model.name (with model=hub for any Hub id or folder)",
+    "model_id": "model.name (with model=hub for any Hub id or folder)",
+    "model_name_or_path": "model.name (with model=hub for any Hub id or folder)",
+    "tokenizer": "model.tokenizer",
+    "processing_class": "model.tokenizer",
+    "chat_template": "model.chat_template",
+    "chat_template_path": "model.chat_template",
+    "torch_dtype": "train.precision (auto, fp32, bf16 or pure_bf16)",
+    "dtype": "train.precision (auto, fp32, bf16 or pure_bf16)",
+    "tf32": "train.extra.tf32 (written +train.extra.tf32=true)",
+    "device_map": "compute.device",
+    "no_cuda": "compute=cpu",
+    "attn_implementation": "model.attn_implementation (auto takes the best that is there)",
+    "use_flash_attention_2": "model.attn_implementation=flash_attention_2",
+    "trust_remote_code": "model.trust_remote_code",
+    "load_in_4bit": "peft=qlora",
+    "quantization_config": "peft=qlora",
+    "use_peft": "peft=lora",
+    "lora_r": "peft.r (with peft=lora)",
+    "lora_alpha": "peft.lora_alpha (with peft=lora)",
+    "lora_dropout": "peft.lora_dropout (with peft=lora)",
+    "lora_target_modules": "peft.target_modules (with peft=lora)",
+    "target_modules": "peft.target_modules (with peft=lora)",
+    "per_device_batch_size": "train.per_device_train_batch_size",
+    "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    "batch_size": "train.effective_batch_size",
+    "global_batch_size": "train.effective_batch_size",
+    "lr": "train.learning_rate",
+    "epochs": "train.num_train_epochs",
+    "num_epochs": "train.num_train_epochs",
+    "warmup": "scheduler.warmup_ratio",
+    "lr_scheduler": "scheduler",
+    "optimizer": "train.optim",
+    "evaluation_strategy": "train.eval_steps (a number of steps, or a share of the training)",
+    "do_eval": "train.eval_steps (a number of steps, or a share of the training)",
+    "early_stopping": "train.early_stopping_patience",
+    "logging_dir": "not needed: TensorBoard files lie in the run folder (tensorboard --logdir outputs/<name>)",
+    "overwrite_output_dir": "rerun=true",
+    "output_dir": "output_dir",
+    "wandb_project": "logger.wandb.project",
+    "project_name": "logger.wandb.project",
+    "use_wandb": "logger=wandb",
+    "max_new_tokens": "generation.max_new_tokens",
+    "neftune_noise_alpha": "train.extra.neftune_noise_alpha (written +train.extra.neftune_noise_alpha=5)",
+    "use_liger": "train.extra.use_liger_kernel (written +train.extra.use_liger_kernel=true)",
+    "label_names": "not needed: labels are made by the data preparation",
+    "hub_token": "not needed: set HF_TOKEN in the environment, so that it is never written to a file",
+    "ddp_find_unused_parameters": "not needed: one device per trial",
+}
+
+
+def todays_name(key: str) -> Optional[str]:
+    """What to set instead of a name that scripts use; None for a name that nobody uses."""
+    name = key.lstrip("+~").rpartition(".")[2]
+    if name in OLD:
+        return OLD[name]
+    answer = OWNED.get(name)
+    return answer if answer != key else None
