@@ -9,7 +9,7 @@ from sft_experiments.report.columns import identity
 from sft_experiments.report.lines import Line, beyond, line_through_best
 from sft_experiments.report.number_format import format_score, format_seconds, format_value
 from sft_experiments.report.optimum import Optimum, fit_optimum
-from sft_experiments.report.rank import Cell, Comparison, indistinguishable
+from sft_experiments.report.rank import Cell, Comparison
 from sft_experiments.report.recipes import sweep_command, sweep_values, train_command
 from sft_experiments.report.rows import combined
 
@@ -40,8 +40,7 @@ def edge_rule(evidence: Evidence, key: str) -> Advice | None:
 
 def _edge_advice(evidence: Evidence, line: Line, position: int, new: float) -> Advice:
     comparison = evidence.comparison
-    best, neighbour = line.cells[position], line.cells[position - 1 if position else 1]
-    same = indistinguishable(best, neighbour, comparison.noise)
+    same = line.cells[position - 1 if position else 1].within_noise
     inwards = line.cells[::-1] if position else line.cells
     losses = [comparison.loss(cell) for cell in inwards]
     steady = len(losses) >= 3 and losses == sorted(losses)

@@ -49,8 +49,9 @@ def differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
 def diff_table(first: Run, second: Run) -> RichTable:
     """The differences side by side."""
     rendered = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for title in ("", first.name, second.name):
-        rendered.add_column(Text(title), overflow="fold")
+    rendered.add_column("", no_wrap=True)
+    for run in (first, second):
+        rendered.add_column(Text(run.name), overflow="fold")
     for key, one, other in differences(first, second):
         rendered.add_row(Text(key), Text(format_value(one)), Text(format_value(other)))
     return rendered

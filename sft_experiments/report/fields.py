@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
 from sft_experiments.report.collect import Run
-from sft_experiments.report.columns import sort_key
+from sft_experiments.report.columns import decides_result, sort_key
 
 _FACTS: dict[str, Callable[[Run], Any]] = {
     "status": lambda run: run.record.status.value,
@@ -40,7 +40,8 @@ def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Callable[[Run], A
     if word in _FACTS:
         return word, _FACTS[word]
     settings = dict.fromkeys(key for run in runs for key in run.values)
-    matches = [key for key in settings if key == word] or [key for key in settings if key.endswith("." + word)]
+    ends = [key for key in settings if key.endswith("." + word)]
+    matches = [key for key in settings if key == word] or [key for key in ends if decides_result(key)] or ends
     if len(matches) == 1:
         key = matches[0]
         return key, lambda run: run.values.get(key)
@@ -56,7 +57,9 @@ def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Callable[[Run], A
 def filter_runs(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
     """Runs for which every condition holds, e.g. ``learning_rate>=1e-4``, ``status=completed``, ``folder~warm``."""
     for condition in conditions:
-        runs = [run for run in runs if _predicate(condition, runs)(run)] if runs else runs
+        if runs:
+            holds = _predicate(condition, runs)
+            runs = [run for run in runs if holds(run)]
     return runs
 
 

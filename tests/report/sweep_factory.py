@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from sft_experiments.report.collect import Collection, Run, flatten
+from sft_experiments.report.rank import Comparison, compare_runs
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Failure, Record, Status
 
@@ -50,17 +53,16 @@ def config_of(rate: float, batch: int, seed: int, **changes: Any) -> dict[str, A
     return config
 
 
-def write_run(
+def make_run(
     sweep: Path,
     rate: float,
     batch: int,
     objective: float | None,
     seed: int = 42,
     status: Status = Status.completed,
-    curves: bool = False,
     **changes: Any,
-) -> RunFolder:
-    """One run folder. ``changes`` replace fields of the record, or of its config when written as ``train__seed=1``."""
+) -> Run:
+    """One run, not on disk. ``changes`` replace fields of the record, or of its config as ``train__seed=1``."""
     settings = {key: changes.pop(key) for key in list(changes) if "__" in key}
     label = f"learning_rate={rate:g},effective_batch_size={batch}" + (f",seed={seed}" if seed != 42 else "")
     suffix = "".join(f"-{value}" for value in settings.values())
@@ -94,10 +96,26 @@ def write_run(
         "fingerprints": {"train_data": "aa", "validation_data": "bb", "model": "cc"},
         "failure": Failure("FloatingPointError", "loss is nan at step 3", tail) if failed else None,
     }
-    Record(**(values | changes)).write(folder)
+    record = Record(**(values | changes))
+    return Run(folder, record, dict(flatten(record.config)))
+
+
+def write_run(
+    sweep: Path,
+    rate: float,
+    batch: int,
+    objective: float | None,
+    seed: int = 42,
+    status: Status = Status.completed,
+    curves: bool = False,
+    **changes: Any,
+) -> RunFolder:
+    """One run folder; see ``make_run``."""
+    run = make_run(sweep, rate, batch, objective, seed, status, **changes)
+    run.record.write(run.folder)
     if curves:
-        write_curves(folder, rate, batch, objective if objective is not None else 2.0, seed)
-    return folder
+        write_curves(run.folder, rate, batch, objective if objective is not None else 2.0, seed)
+    return run.folder
 
 
 def write_curves(
@@ -127,23 +145,31 @@ def write_curves(
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def write_grid(
-    sweep: Path,
+def grid_objectives(
     surface: Surface | None = None,
     noise: float = 0.0,
     num_seeds: int = 1,
     rates: Iterable[float] = RATES,
     batches: Iterable[int] = BATCHES,
     random: Random | None = None,
-    curves: bool = False,
-) -> Path:
-    """A sweep in which every trial completed; ``noise`` is the standard deviation between seeds."""
+) -> Iterator[tuple[float, int, float, int]]:
+    """(rate, batch, objective, seed) of a sweep; ``noise`` is the standard deviation between seeds."""
     surface, random = surface or bowl(), random or Random(0)
-    for rate in rates:
-        for batch in batches:
-            for seed in range(42, 42 + num_seeds):
-                write_run(sweep, rate, batch, surface(rate, batch) + random.gauss(0, noise), seed, curves=curves)
+    for rate, batch, seed in product(rates, batches, range(42, 42 + num_seeds)):
+        yield rate, batch, surface(rate, batch) + random.gauss(0, noise), seed
+
+
+def write_grid(sweep: Path, *args: Any, curves: bool = False, **options: Any) -> Path:
+    """A sweep on disk in which every trial completed; see ``grid_objectives``."""
+    for rate, batch, objective, seed in grid_objectives(*args, **options):
+        write_run(sweep, rate, batch, objective, seed, curves=curves)
     return sweep
+
+
+def compare_grid(*args: Any, **options: Any) -> Comparison:
+    """A comparison of a sweep that is not on disk, for tests that need hundreds of them."""
+    runs = [make_run(Path("sweep"), *trial) for trial in grid_objectives(*args, **options)]
+    return compare_runs(Collection(runs, []))
 
 
 def write_extras(folder: RunFolder, samples: list[dict[str, Any]], data_report: dict[str, Any]) -> None:
