@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sft_experiments.errors import ConfigError, DataError, TrainingFailed
+from sft_experiments.errors import ConfigError, DataError, SftError, TrainingFailed
 from sft_experiments.training.loss_head import (
     LABELLED_ROWS,
     LossSums,
@@ -48,15 +48,17 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
             )
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.loss_head = choose_loss_head(model, self.args.device.type, sharded)
+        self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.loss_head = choose_loss_head(model, self.args.device.type, self._sharded)
         if self.loss_head.value == LABELLED_ROWS:
             add_loss_head(model)
         self.drops_padding_mask = self._can_drop_padding_mask(model.config)
         self._train_sums = self._zero_sums()
         self._eval_sums = self._zero_sums()
         self._since_log = [0.0, 0.0, 0.0]  # nats, supervised tokens, correct tokens already read from the device
-        self.extra_metrics: Callable[[], dict[str, float]] | None = None  # more ``eval_...`` numbers, at each evaluation
+        self.extra_metrics: Callable[[], dict[str, float]] | None = (
+            None  # more ``eval_...`` numbers, at each evaluation
+        )
 
     def _can_drop_padding_mask(self, config: Any) -> bool:
         right_padded = isinstance(self.data_collator, DataCollatorForLanguageModeling) and not self.padding_free
@@ -116,6 +118,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
 
         Raises TrainingFailed (status diverged) on every rank.
         """
+        if self.accelerator.num_processes > 1 and model is self.model and not self._sharded:
+            raise SftError("evaluate() before train() leaves gradients unaveraged over ranks; use train.eval_on_start")
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is not None:
             return grad_norm  # fp16: overflowing gradients are expected, the scaler skips such steps
