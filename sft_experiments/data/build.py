@@ -55,7 +55,7 @@ def build_prepared(
             tick = bar.task(f"masking {split}", len(conversations))
             encoded = list(mask_rows(conversations, split, encoder, proof, gate, tick))
             fitted = fit_rows(encoded, split, dataset.max_length, dataset.overlong, gate)
-            _refuse(gate, split, len(fitted), dataset)
+            _refuse(gate, split, encoded, len(fitted), dataset)
             packing = dataset.packing if split == "train" else PackingStrategy.none
             table = build_dataset(fitted, packing, dataset.max_length)
             cache.write_table(table, folder / f"{split}.arrow")
@@ -123,9 +123,16 @@ def mask_rows(
         tick(len(batch))
 
 
-def _refuse(gate: Gate, split: str, num_kept: int, dataset: DatasetConfig) -> None:
+def _refuse(gate: Gate, split: str, encoded: list[Encoded], num_kept: int, dataset: DatasetConfig) -> None:
     gate.refuse_errors()
-    gate.refuse_drops(split, num_kept, dataset.max_drop_fraction)
+    lengths = [len(row.input_ids) for row in encoded]
+    ranks = _percentiles(lengths)
+    fitting = sum(length <= dataset.max_length for length in lengths)
+    advice = (
+        f"{fitting} of {len(lengths)} masked rows fit into dataset.max_length={dataset.max_length} whole; "
+        f"half have up to {ranks['50']} tokens, 95% up to {ranks['95']}, all up to {ranks['100']}"
+    )
+    gate.refuse_drops(split, num_kept, dataset.max_drop_fraction, advice)
     if not num_kept and split == "train":
         raise DataError("train: no row is left to train on")
     if not num_kept:

@@ -74,7 +74,7 @@ def _message(turn: Any, source: SourceConfig) -> Message:
 def _role(role: Any, source: SourceConfig) -> str:
     mapped = source.role_names.get(str(role), role)
     if mapped not in ROLES:
-        raise RowFault("unknown_role", f"role {role!r}; map it with dataset.role_names.{role}=<{'|'.join(ROLES)}>")
+        raise RowFault("unknown_role", f"role {role!r}; map it with +dataset.role_names.{role}=<{'|'.join(ROLES)}>")
     return str(mapped)
 
 

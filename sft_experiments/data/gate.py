@@ -87,7 +87,7 @@ class Gate:
             advice = "Correct the data, or set dataset.rules.<rule>=drop to leave such rows out"
             raise DataError("\n".join([*map(str, errors), advice]))
 
-    def refuse_drops(self, split: str, num_kept: int, max_drop_fraction: float) -> None:
+    def refuse_drops(self, split: str, num_kept: int, max_drop_fraction: float, advice: str) -> None:
         """Raise ``DataError`` with the causes when more than ``max_drop_fraction`` of a split's rows were left out."""
         dropped = self.dropped(split)
         num_rows = num_kept + dropped
@@ -96,5 +96,5 @@ class Gate:
         causes = [f for f in self.findings() if f.split == split and f.policy is Policy.drop]
         raise DataError(
             f"{split}: {dropped} of {num_rows} rows ({dropped / num_rows:.0%}) would be dropped, more than "
-            f"dataset.max_drop_fraction={max_drop_fraction:g}\n" + "\n".join(map(str, causes))
+            f"dataset.max_drop_fraction={max_drop_fraction:g}\n" + "\n".join([*map(str, causes), advice])
         )

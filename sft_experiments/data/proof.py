@@ -5,9 +5,9 @@ across a boundary are all found the same way. Text is compared without white spa
 add.
 """
 
-import re
 from typing import Any, Optional
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sft_experiments.data.conversation import Message
@@ -72,13 +72,13 @@ class MaskProof:
     def _fault_of_ends(self, row: Encoded) -> Optional[str]:
         """Each run of supervised tokens must end in an end token, or the model never learns to stop."""
         supervised = row.labels != IGNORED
-        ends = [i for i in supervised.nonzero()[0] if i + 1 == len(supervised) or not supervised[i + 1]]
-        if not ends:
+        ends = np.flatnonzero(supervised & ~np.append(supervised[1:], False))
+        if not len(ends):
             return "no token is supervised"
         for end in ends:
             token = self._last_token(row, int(end))
             if token not in self._end_tokens:
-                said = self._tokenizer.decode([token])
+                said = self._decode([token])
                 return (
                     f"an assistant turn ends in {said!r}, not in an end-of-turn token: the template prints none there, "
                     "or the tokenizer splits it"
@@ -95,17 +95,20 @@ class MaskProof:
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
-            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
+            self._blank[token] = not self._decode([token]).strip()
         return self._blank[token]
+
+    def _decode(self, ids: Any) -> str:
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _fault_of_tokens(self, row: Encoded) -> Optional[str]:
         """The supervised ids must decode to the supervised text, as the tokenizer itself would reproduce it."""
         self.num_decoded += 1
         expected = "".join(row.text[start:end] for start, end in row.spans)
-        decoded: Any = self._tokenizer.decode(row.input_ids[row.labels != IGNORED])
+        decoded = self._decode(row.input_ids[row.labels != IGNORED])
         if squash(decoded) == squash(expected):
             return None
-        again: Any = self._tokenizer.decode(self._tokenizer(expected, add_special_tokens=False)["input_ids"])
+        again = self._decode(self._tokenizer(expected, add_special_tokens=False)["input_ids"])
         if squash(decoded) == squash(again):  # the tokenizer normalises text; the same tokens are supervised
             return None
         return f"a token joins the assistant's text with what is beside it: {decoded[:30]!r} for {expected[:30]!r}"
@@ -113,7 +116,7 @@ class MaskProof:
 
 def squash(text: str) -> str:
     """Without white space."""
-    return re.sub(r"\s+", "", text)
+    return "".join(text.split())
 
 
 def _fault_of_text(row: Encoded) -> Optional[str]:

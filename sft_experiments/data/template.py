@@ -75,18 +75,19 @@ class ChatRenderer:
     def _call(
         self, template: str, messages: list[Message], tools: Optional[list[Any]], add_generation_prompt: bool = False
     ) -> tuple[str, list[Span]]:
+        has_markers = self.has_markers or template is self.twin
         try:
             texts, spans = render_jinja_template(
                 conversations=[messages],
                 tools=tools,
                 chat_template=template,
-                return_assistant_tokens_mask=True,
+                return_assistant_tokens_mask=has_markers,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
         except _RENDER_ERRORS as error:
             raise RowFault("template_error", f"{type(error).__name__}: {error}") from error
-        return texts[0], spans[0]
+        return texts[0], spans[0] if has_markers else []
 
     def _spans_by_prefixes(
         self, messages: list[Message], tools: Optional[list[Any]], text: str, turns: list[int]
