@@ -20,7 +20,7 @@ def shipped_monitor() -> MonitorConfig:
 
 
 def shipped_logger(*trackers: str) -> LoggerConfig:
-    values = OmegaConf.merge(OmegaConf.structured(LoggerConfig), OmegaConf.load(CONF / "logger/settings.yaml"))
+    values = OmegaConf.merge(OmegaConf.structured(LoggerConfig), OmegaConf.load(CONF / "logger/base/settings.yaml"))
     config = OmegaConf.to_object(values)
     assert isinstance(config, LoggerConfig)
     config.trackers = list(trackers)

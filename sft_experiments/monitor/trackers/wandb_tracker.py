@@ -61,7 +61,7 @@ class WandbTracker:
         for pattern in ("train/*", "eval/*", "memory/*", "tokens", "epoch"):
             self._run.define_metric(pattern, step_metric="step")
         if mode == "offline":
-            self.notes.append(f"wandb is offline ({reason}); upload with: {_sync_command(self._folder)}")
+            self.notes.append(f"wandb is offline ({reason}); upload with: {_sync_command(self._run)}")
         self._is_online = mode == "online"
 
     def log(self, event: Event) -> None:
@@ -89,8 +89,8 @@ class WandbTracker:
         import psutil
         import wandb
 
-        if self._is_online:
-            self.notes.append(f"wandb: upload what is missing with: {_sync_command(self._folder)} --include-online")
+        if self._is_online:  # else it is offline, or did not get that far
+            self.notes.append(f"wandb: upload what is missing with: {_sync_command(self._run)} --include-online")
         for child in psutil.Process().children():
             if child.name().startswith("wandb-core"):
                 child.kill()
@@ -118,9 +118,13 @@ def _tags(tags: list[str], settings: Settings) -> list[str]:
     return [tag[:LONGEST_TAG] for tag in dict.fromkeys([*tags, *found])]
 
 
-def _sync_command(folder: Path) -> str:
-    """All attempts of this trial: they have one run id, and W&B uploads them in order."""
-    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/*run-*"
+def _sync_command(run: Any) -> str:
+    """All attempts of this trial: they have one run id, and W&B uploads them in order.
+
+    W&B may have chosen another folder than ours (its temporary one, when ours cannot be written).
+    """
+    folder = Path(run.dir).parents[1]  # .../wandb/offline-run-<time>-<id>/files
+    return f"wandb sync {shlex.quote(str(folder))}/*run-*"
 
 
 def _row(sample: Sample) -> list[Any]:
