@@ -118,7 +118,8 @@ def explain(error: Exception) -> SftError:
     """One line for a mistake that Hydra or OmegaConf found: the key, the value, what is allowed."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    inner = error.__cause__ or error.__context__  # Hydra wraps what OmegaConf found
+    cause = inner if isinstance(inner, OmegaConfBaseException) else error
     if not isinstance(cause, OmegaConfBaseException):
         return ConfigError(" ".join(str(error).split()))
     message = str(cause).splitlines()[0]

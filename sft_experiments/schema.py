@@ -156,9 +156,9 @@ class SourceConfig:
 
     source: DataSource = MISSING
     format: DataFormat = MISSING
-    train_files: list[str] = field(default_factory=list)  # paths or glob patterns; a single string is taken as a list
-    validation_files: list[str] = field(default_factory=list)
-    test_files: list[str] = field(default_factory=list)
+    train_files: Any = field(default_factory=list)  # paths or glob patterns; a single string is taken as a list
+    validation_files: Any = field(default_factory=list)
+    test_files: Any = field(default_factory=list)
     hub_id: Optional[str] = None
     hub_config: Optional[str] = None  # the Hub's "configuration" or "subset"
     hub_revision: Optional[str] = None
@@ -170,11 +170,16 @@ class SourceConfig:
     system_prompt: Optional[str] = None  # put before rows that have no system turn
     weight: float = 1.0  # in a mixture: 2 takes the rows twice, 0.5 a seeded half of them
 
+    def __post_init__(self) -> None:
+        for name in ("train_files", "validation_files", "test_files"):
+            files = getattr(self, name)
+            setattr(self, name, [files] if isinstance(files, str) else [str(file) for file in files or []])
+
 
 @dataclass
 class DatasetConfig(SourceConfig):
     name: str = MISSING  # label in tables
-    mixture: dict[str, SourceConfig] = field(default_factory=dict)  # for source=mixture
+    mixture: dict[str, Any] = field(default_factory=dict)  # for source=mixture: name -> keys of SourceConfig
     demo: dict[str, Any] = field(default_factory=dict)  # arguments of the generated demo data
     validation_fraction: float = MISSING  # split from train by content hash when there is no validation data
     max_train_rows: Optional[int] = None

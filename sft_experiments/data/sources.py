@@ -2,8 +2,11 @@
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sft_experiments.data.conversation import Conversation, Origin, RowFault
 from sft_experiments.data.demo import DEMO_DEFAULTS, generate_demo_rows
@@ -49,7 +52,19 @@ def sources_of(dataset: DatasetConfig) -> list[SourceConfig]:
         return [dataset]
     if not dataset.mixture:
         raise ConfigError("dataset.mixture is empty; name its sources, see conf/dataset/mixture.yaml")
-    return [dataset.mixture[name] for name in sorted(dataset.mixture)]
+    return [_part(dataset, name) for name in sorted(dataset.mixture)]
+
+
+def _part(dataset: DatasetConfig, name: str) -> SourceConfig:
+    """A part of a mixture: files unless it says otherwise, every other key as the data set has it."""
+    inherited = {field.name: getattr(dataset, field.name) for field in fields(SourceConfig)}
+    inherited |= {"source": DataSource.files, "train_files": [], "validation_files": [], "test_files": []}
+    try:
+        part = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SourceConfig), inherited, dataset.mixture[name]))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"dataset.mixture.{name}: {str(error).splitlines()[0]}") from error
+    assert isinstance(part, SourceConfig)
+    return part
 
 
 def has_validation(dataset: DatasetConfig) -> bool:

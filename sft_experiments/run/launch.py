@@ -75,7 +75,9 @@ def settle(folder: RunFolder, exit_code: int) -> Record:
     record.status = Status.killed if exit_code < 0 else Status.failed
     kind = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
     hint = "; the system kills the largest process when memory runs out" if kind == "SIGKILL" else ""
-    record.failure = Failure(kind, f"the worker process ended with {kind}{hint}", log_tail(folder))
+    tail = log_tail(folder)
+    last_words = f": {tail[-1].strip()}" if exit_code > 0 and tail else ""
+    record.failure = Failure(kind, f"the worker process ended with {kind}{hint}{last_words}", tail)
     record.finished_at = utc_now()
     record.write(folder)
     return record

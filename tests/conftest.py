@@ -1,0 +1,50 @@
+"""Shared by all rooms: the real command line in a subprocess, and one small real sweep."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Sft = Callable[..., subprocess.CompletedProcess[str]]
+
+# Fewer rows than the demo's default: the same code in a tenth of the time.
+SMALL_DEMO = ["dataset.demo.num_train=700", "dataset.demo.num_validation=140", "generation.exact_match_rows=40"]
+
+
+@pytest.fixture(scope="session")
+def sft_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """No network, no keys, one thread, and a data cache of the session's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HF_", "SFT_"))}
+    ours = {
+        "HF_HUB_OFFLINE": "1",
+        "SFT_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
+    return {**kept, **ours}
+
+
+@pytest.fixture(scope="session")
+def run_sft(sft_environment: dict[str, str]) -> Sft:
+    """``run_sft(folder, *arguments)``: the real command in ``folder``; never raises for an exit code."""
+
+    def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sft_experiments", *arguments]
+        return subprocess.run(
+            command, cwd=folder, env={**sft_environment, **environment}, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+@pytest.fixture
+def sft(run_sft: Sft, tmp_path: Path) -> Sft:
+    """The real command in this test's own folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return run_sft(tmp_path, *arguments, **environment)
+
+    return run

@@ -1,0 +1,74 @@
+"""Mistakes at the shell are answered in one line that names the key, the value and what is allowed."""
+
+import pytest
+
+
+def test_help_lists_every_command(sft) -> None:
+    shown = sft("--help").stdout
+    for command in ("train", "sweep", "compare", "report", "best"):
+        assert f"  {command} " in shown
+
+
+def test_no_arguments_show_the_help(sft) -> None:
+    assert sft().stdout == sft("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trian"], "no command 'trian'; did you mean 'train'?"),
+        (["train", "train.lerning_rate=1"], "train.lerning_rate: no such key; did you mean 'train.learning_rate'"),
+        (["train", "train.learning_rate=abc"], "train.learning_rate=abc: must be of type float"),
+        (["train", "train.seed=1.5"], "train.seed=1.5: must be of type integer"),
+        (["train", "model=qwen3_9b"], "model=qwen3_9b: no such option; did you mean 'qwen3_8b'"),
+        (["train", "train.precision=fp64"], "train.precision: Invalid value 'fp64', expected one of [auto, fp32"),
+        (["train", "model=hub"], "model.name is required"),
+        (["train", "+learning_rate=1"], "learning_rate: no such key; today: train.learning_rate"),
+        (["train", "train.effective_batch_size=7", "train.per_device_train_batch_size=2"], "nearest possible: 6 or 8"),
+        (["train", "train.extra.neftune_noise_alpha=5"], "write +train.extra.neftune_noise_alpha=..."),
+        (["train", "+train.extra.bf16=true"], "train.extra.bf16: set train.precision instead"),
+        (["train", "+train.extra.neftune_noise=5"], "did you mean 'neftune_noise_alpha'"),
+        (["train", "train.learning_rate=nan"], "train.learning_rate=nan: must be a number above 0"),
+        (["train", "train.num_train_epochs=-1"], "train.num_train_epochs=-1.0: must be a number above 0"),
+        (["train", "compute=gpu", "compute.num_devices=2"], "compute"),
+        (["sweep", "train.learning_rate=1e-3,oops"], "train.learning_rate=oops: must be of type float"),
+        (["sweep", "sweep=nothing"], "sweep=nothing: no such option"),
+        (["compare", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_no_traceback(sft, arguments: list[str], told: str) -> None:
+    done = sft(*arguments)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_all_contradictions_are_shown_at_once(sft) -> None:
+    done = sft("train", "train.learning_rate=-1", "train.weight_decay=-2", "train.save_total_limit=0")
+    assert done.returncode == 2
+    for key in ("train.learning_rate=-1", "train.weight_decay=-2", "train.save_total_limit=0"):
+        assert key in done.stderr
+
+
+def test_every_cell_of_a_sweep_is_checked_before_the_first_one_starts(sft, tmp_path) -> None:
+    done = sft("sweep", "train.effective_batch_size=8,9", "train.per_device_train_batch_size=2", "compute=cpu")
+    assert done.returncode == 2
+    assert "train.effective_batch_size=9 is not a multiple of 2" in done.stderr
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_hydra_flags_behave_as_hydra_users_expect(sft) -> None:
+    assert "learning_rate: 0.001" in sft("train", "--cfg", "job", "--resolve").stdout
+    assert "model: tiny" in sft("train", "--info", "defaults").stdout or sft("train", "--info", "defaults").returncode == 0
+    assert "group=option" in sft("train", "--help").stdout
+
+
+def test_python_m_and_console_script_are_the_same_program() -> None:
+    from importlib.metadata import entry_points
+
+    from sft_experiments.__main__ import main
+
+    (script,) = [entry for entry in entry_points(group="console_scripts") if entry.name == "sft"]
+    assert script.load() is main
