@@ -10,6 +10,7 @@ TOKEN_TOLERANCE = 0.02  # batch sizes that do not divide an epoch shift the toke
 
 # A part of the fingerprint's name -> what it means when it differs. The first match counts.
 _MEANING = {
+    "prepared": "prepared data differ: rows, tokenizer, template, length or packing",
     "valid": "validation data differ: the objectives are measured on different rows and do not compare",
     "eval": "validation data differ: the objectives are measured on different rows and do not compare",
     "test": "test data differ",

@@ -9,7 +9,8 @@ from sft_experiments.errors import ConfigError, nearest
 from sft_experiments.report.collect import Run
 from sft_experiments.report.columns import decides_result, sort_key
 
-_FACTS: dict[str, Callable[[Run], Any]] = {
+Reader = Callable[[Run], Any]
+FACTS: dict[str, Reader] = {
     "status": lambda run: run.record.status.value,
     "objective": lambda run: run.record.objective,
     "best_step": lambda run: run.record.metrics.get("best/step"),
@@ -34,11 +35,11 @@ def tokens_per_second(run: Run) -> float | None:
     return tokens / seconds if isinstance(tokens, int | float) and seconds else None
 
 
-def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Callable[[Run], Any]]:
+def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Reader]:
     """The full name behind ``word`` and a function that reads it: a fact, a setting (its full name or an
     unambiguous end of it), or a final metric. Raises ``ConfigError`` with the nearest names."""
-    if word in _FACTS:
-        return word, _FACTS[word]
+    if word in FACTS:
+        return word, FACTS[word]
     settings = dict.fromkeys(key for run in runs for key in run.values)
     ends = [key for key in settings if key.endswith("." + word)]
     matches = [key for key in settings if key == word] or [key for key in ends if decides_result(key)] or ends
@@ -50,7 +51,7 @@ def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Callable[[Run], A
     metrics = dict.fromkeys(key for run in runs for key in run.record.metrics)
     if word in metrics:
         return word, lambda run: run.record.metrics.get(word)
-    names = [*_FACTS, *settings, *(key.rsplit(".", 1)[-1] for key in settings), *metrics]
+    names = [*FACTS, *settings, *(key.rsplit(".", 1)[-1] for key in settings), *metrics]
     raise ConfigError(f"no column, setting or metric is called {word!r}{nearest(word, names)}")
 
 

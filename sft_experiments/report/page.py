@@ -14,6 +14,7 @@ from sft_experiments.report.advice_grid import learning_rate_optimum
 from sft_experiments.report.best import best_seed
 from sft_experiments.report.columns import sort_key
 from sft_experiments.report.curves import Curves, read_curves
+from sft_experiments.report.data_section import data_sections
 from sft_experiments.report.figures import heat_map, profile
 from sft_experiments.report.number_format import format_value
 from sft_experiments.report.page_data import chart_runs, color_legend, run_label
@@ -22,7 +23,6 @@ from sft_experiments.report.recipes import final_command, reproduce_command
 from sft_experiments.report.rows import Column, build_table
 from sft_experiments.report.sections import (
     best_config,
-    data_reports,
     environment,
     failures,
     sample_table,
@@ -75,7 +75,7 @@ def _content(comparison: Comparison, title: str, curves: dict[str, Curves]) -> d
         "samples": sample_table(comparison),
         "differences": setting_differences(comparison),
         "best_config": best_config(best) if best else [],
-        "data_reports": data_reports(comparison),
+        "data_reports": data_sections(comparison),
         "failures": failures(comparison),
         "environment": environment(comparison),
         "data_json": script_json(data),

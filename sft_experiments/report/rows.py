@@ -7,7 +7,7 @@ from typing import Any
 from sft_experiments.errors import ConfigError, nearest
 from sft_experiments.report.collect import Run
 from sft_experiments.report.columns import short_names, sort_key
-from sft_experiments.report.fields import field_reader
+from sft_experiments.report.fields import FACTS, Reader, field_reader
 from sft_experiments.report.number_format import format_count, format_score, format_seconds, format_value
 from sft_experiments.report.rank import Cell, Comparison
 from sft_experiments.report.statistics import mean
@@ -37,6 +37,7 @@ class Table:
         return setting_names(self.comparison)
 
 
+_TASK_METRICS = ("eval/exact_match",)  # shown beside the objective where they were measured
 _OWN_NAMES = ("rank", "objective", "spread", "n", "verdict", "best_step", "tokens", "seconds", "tokens_per_second")
 
 
@@ -83,7 +84,8 @@ def _standard_columns(comparison: Comparison) -> list[Column]:
         Column("n", lambda cell: len(cell.runs), str),
         Column("verdict", lambda cell: verdict(cell, comparison), str, numeric=False),
         Column("failed", lambda cell: sum(run.record.status.is_failure for run in cell.incomplete), str, priority=1),
-        _fact("best_step", format_count, priority=3),
+        *(_metric(name) for name in _TASK_METRICS if name != comparison.metric),
+        _fact("best_step", lambda step: str(round(step)), priority=3),
         _fact("tokens", format_count, priority=5),
         _fact("seconds", format_seconds, priority=2),
         _fact("tokens_per_second", format_count, priority=4),
@@ -106,21 +108,25 @@ def _named(word: str, standard: Sequence[Column], comparison: Comparison) -> Col
         if column.name == word or (word == "objective" and column.name == comparison.metric):
             return column
     try:
-        name, _ = field_reader(word, comparison.runs)
+        name, read = field_reader(word, comparison.runs)
     except ConfigError as error:
         known = [column.name for column in standard]
         raise ConfigError(str(error) if "did you mean" in str(error) else f"{error}{nearest(word, known)}") from None
-    return next((column for column in standard if column.name == name), _fact(word, format_value))
+    return next((column for column in standard if column.name == name), _fact(word, format_value, read=read))
 
 
-def _fact(word: str, text: Callable[[Any], str], priority: int = 0) -> Column:
+def _fact(name: str, text: Callable[[Any], str], priority: int = 0, read: Reader | None = None) -> Column:
     """A fact of runs as a column: the mean over a row's seeds for numbers, else the distinct texts."""
+    reader = read or FACTS[name]
 
     def value(cell: Cell) -> Any:
-        _, read = field_reader(word, cell.runs)
-        return combined([read(run) for run in cell.runs])
+        return combined([reader(run) for run in cell.runs])
 
-    return Column(word, value, lambda value: "" if value is None else text(value), priority=priority)
+    return Column(name, value, lambda value: "" if value is None else text(value), priority=priority)
+
+
+def _metric(name: str) -> Column:
+    return _fact(name, format_score, priority=2, read=lambda run: run.record.metrics.get(name))
 
 
 def combined(values: Sequence[Any]) -> Any:

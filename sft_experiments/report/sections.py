@@ -1,22 +1,19 @@
-"""What the page shows beside numbers: samples, settings, data, failures, environment. Plain values for the template."""
+"""What the page shows beside numbers: samples, settings, failures, environment. Plain values for the template."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
-from sft_experiments.errors import RunFolderError
 from sft_experiments.report.best import best_seed
 from sft_experiments.report.collect import Run, flatten
 from sft_experiments.report.columns import differing_keys, identity, sort_key
-from sft_experiments.report.number_format import format_count, format_value
+from sft_experiments.report.number_format import format_value
 from sft_experiments.report.page_data import run_label
 from sft_experiments.report.rank import Comparison, why_unranked
-from sft_experiments.run.files import read_json
 from sft_experiments.run.record import Status
 
 NUM_SAMPLE_RUNS = 3
 NUM_SAMPLE_PROMPTS = 12
-MOST_LISTED = 12  # items of a list in a data report
 
 
 def sample_table(comparison: Comparison) -> dict[str, Any] | None:
@@ -74,20 +71,6 @@ def best_config(run: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def data_reports(comparison: Comparison) -> list[dict[str, Any]]:
-    """The distinct data reports of the runs, each with the runs that share it."""
-    reports: dict[str, dict[str, Any]] = {}
-    for run in comparison.runs:
-        try:
-            report = read_json(run.folder.data_report)
-        except RunFolderError:
-            continue  # a run that failed before its data were read has none
-        if isinstance(report, dict):
-            entry = reports.setdefault(json.dumps(report, sort_keys=True), {"rows": _report_rows(report), "runs": []})
-            entry["runs"].append(run_label(run, comparison))
-    return list(reports.values())
-
-
 def failures(comparison: Comparison) -> list[dict[str, Any]]:
     """Runs that did not complete: class, reason and the last lines of their log."""
     return [
@@ -110,21 +93,6 @@ def environment(comparison: Comparison) -> list[tuple[str, str]]:
         for key, value in flatten(run.record.environment):
             values.setdefault(key, {})[format_value(value)] = None
     return [(key, "; ".join(found)) for key, found in values.items()]
-
-
-def _report_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), _report_value(value)) for key, value in flatten(report)]
-
-
-def _report_value(value: Any) -> str:
-    if isinstance(value, list):
-        shown = ", ".join(
-            json.dumps(item) if isinstance(item, dict) else format_value(item) for item in value[:MOST_LISTED]
-        )
-        return shown + (f", ... ({len(value)} in all)" if len(value) > MOST_LISTED else "")
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 100_000:
-        return f"{value} ({format_count(value)})"
-    return format_value(value) if value != {} else ""
 
 
 def _prompt_text(sample: dict[str, Any]) -> str:

@@ -39,12 +39,25 @@ def test_every_part_of_the_page_is_there(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0.05, 16, None, status=Status.diverged, curves=True)
     best = write_run(tmp_path, 2e-3, 16, 0.29, 99, curves=True, alerts=[{"rule": "spike", "step": 50, "message": "m"}])
     sample = {"step": 180, "prompt_index": 0, "prompt": [{"role": "user", "content": "2 + 2?"}], "reference": "4"}
-    write_extras(best, [sample | {"answer": "4", "exact": True}], {"train": {"rows": 1200}})
+    write_extras(
+        best,
+        [sample | {"answer": "4", "exact": True}],
+        {"rows_proven": 9, "splits": {"train": {"rows": 1200}}, "findings": [{"rule": "empty_turn"}]},
+    )
     page = own_part(page_of(tmp_path))
     for id in ("map", "profile", "loss", "exact_match", "schedule", "grad_norm", "throughput", "memory", "health"):
         assert 'class="chart' in page
         assert f'id="{id}"' in page
-    for words in ("2 + 2?", "train.rows", "1200", "step 2 loss nan", folder.path.name, "sft train --from", "torch"):
+    for words in (
+        "2 + 2?",
+        "rows proven",
+        "1,200",
+        "empty_turn",
+        "step 2 loss nan",
+        folder.path.name,
+        "sft train --from",
+        "torch",
+    ):
         assert words in page
 
 

@@ -37,8 +37,9 @@ function baseLayout(extra) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--faint"), activecolor: css("--accent") },
   };
   Object.assign(layout, extra);
-  layout.xaxis = { ...axis, ...(extra.xaxis || {}) };
-  layout.yaxis = { ...axis, ...(extra.yaxis || {}) };
+  const logarithmic = (one) => (one && one.type === "log" && !one.tickvals ? { dtick: "D2", minorloglabels: "complete" } : {});
+  layout.xaxis = { ...axis, ...logarithmic(extra.xaxis), ...(extra.xaxis || {}) };
+  layout.yaxis = { ...axis, ...logarithmic(extra.yaxis), ...(extra.yaxis || {}) };
   return layout;
 }
 
