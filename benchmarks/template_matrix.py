@@ -8,13 +8,16 @@ download is needed. Families whose real tokenizer joins text differently are pro
 """
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import transformers
 import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sft_experiments.data.checks import check_conversation
 from sft_experiments.data.conversation import Conversation, Origin, RowFault
 from sft_experiments.data.encode import Encoder
 from sft_experiments.data.formats import read_conversation
@@ -23,7 +26,10 @@ from sft_experiments.schema import DataFormat, SourceConfig, TrainOn
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "templates.md"
 MARK = "<!-- matrix -->"
-CONTROL = re.compile(r"<\|[^|<>\n]*\|>|<｜[^｜<>\n]*｜>|<\|?[A-Za-z_][\w:-]*\|?>|</[A-Za-z_]+>|\[/?[A-Z_]{3,}\]")
+METHODS = {"markers": "M", "training twin": "T", "prefixes": "P"}
+CONTROL = re.compile(
+    r"<\|[^|<>\n]*\|>|<\uff5c[^\uff5c<>\n]*\uff5c>|<\|?[A-Za-z_][\w:-]*\|?>|</[A-Za-z_]+>|\[/?[A-Z_]{3,}\]"
+)
 
 USER, ANSWER = {"role": "user", "content": "Where is Paris?"}, {"role": "assistant", "content": "It is in France."}
 USER2, ANSWER2 = {"role": "user", "content": "And Rome?"}, {"role": "assistant", "content": "That one is in Italy."}
@@ -53,14 +59,18 @@ def build_tokenizer(template: str) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", chat_template=template
     )
+    # One token each, as in the real tokenizer of the family.
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(CONTROL.findall(template)))})
     return tokenizer
 
 
 def judge(encoder: Encoder, messages: list[dict[str, Any]]) -> str:
-    """How one conversation's mask is found and proven, or the reason for refusing it."""
+    """How one conversation's mask is found and proven, or the rule that refuses it and why."""
     source = SourceConfig(format=DataFormat.messages)
     conversation: Conversation = read_conversation({"messages": messages}, source, Origin("matrix", 1))
+    for fault in check_conversation(conversation, re.compile("(?!)")):
+        if fault.rule == "empty_assistant_turn":
+            return f"{fault.rule}: {fault.what}"
     row = encoder.encode([conversation])[0]
     if isinstance(row, RowFault):
         return f"{row.rule}: {row.what}"
@@ -69,7 +79,7 @@ def judge(encoder: Encoder, messages: list[dict[str, Any]]) -> str:
 
 
 def matrix() -> dict[str, dict[str, str]]:
-    """Template -> shape -> outcome."""
+    """Template -> shape -> outcome, for the templates that models ship (the training twins belong to TRL)."""
     folder = Path(trl.__file__).parent / "chat_templates"
     outcomes = {}
     for file in sorted(folder.glob("*.jinja")):
@@ -78,8 +88,34 @@ def matrix() -> dict[str, dict[str, str]]:
     return outcomes
 
 
+def is_proven(outcome: str) -> bool:
+    return outcome in METHODS
+
+
+def as_markdown(outcomes: dict[str, dict[str, str]]) -> str:
+    """The table, reasons numbered below it."""
+    reasons: dict[str, int] = {}
+
+    def cell(outcome: str) -> str:
+        if is_proven(outcome):
+            return METHODS[outcome]
+        return f"({reasons.setdefault(outcome, len(reasons) + 1)})"
+
+    lines = [f"| template | {' | '.join(SHAPES)} |", "|---" * (len(SHAPES) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(map(cell, row.values()))} |" for name, row in outcomes.items()]
+    notes = [f"{number}. `{reason}`" for reason, number in reasons.items()]
+    return "\n".join(
+        [*lines, "", f"Refused (TRL {trl.__version__}, transformers {transformers.__version__}):", "", *notes]
+    )
+
+
+def main() -> None:
+    table = as_markdown(matrix())
+    print(table)
+    if "--write" in sys.argv:
+        head, _, _ = DOCUMENT.read_text(encoding="utf-8").partition(MARK)
+        DOCUMENT.write_text(f"{head}{MARK}\n{table}\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    for name, row in matrix().items():
-        print(name)
-        for shape, outcome in row.items():
-            print("   ", shape.ljust(16), outcome[:150].replace("\n", "\\n"))
+    main()

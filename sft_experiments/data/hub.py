@@ -21,11 +21,15 @@ def hub_is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
 
 
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
 def hub_answers(timeout: float = TIMEOUT_SECONDS) -> bool:
     """Whether the Hub's host accepts a connection within ``timeout`` seconds, name lookup included."""
     if hub_is_offline():
         return False
-    url = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    url = urlparse(_endpoint())
     answered = threading.Event()
     address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
 
@@ -53,7 +57,7 @@ def hub_commit(kind: Kind, name: str, revision: Optional[str], error_class: type
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
+        info = HfApi(endpoint=_endpoint()).repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
     except GatedRepoError as error:
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
         raise error_class(f"{name} is gated: accept its conditions at {page}, then `hf auth login`") from error
