@@ -16,11 +16,11 @@ def measure_memory() -> Event:
     return memory | _device_memory()
 
 
-def memory_capacity_gib() -> float:
-    """What there is: of the CUDA device, else of the host or the container's share of it."""
-    import torch
+def memory_capacity_gib(device: str) -> float:
+    """What there is: of the device for ``cuda``, else of the host or the container's share of it."""
+    if device == "cuda":
+        import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
         return float(torch.cuda.mem_get_info()[1]) / GIB
     return min(float(psutil.virtual_memory().total), _container_limit()) / GIB
 
@@ -28,7 +28,7 @@ def memory_capacity_gib() -> float:
 def _device_memory() -> Event:
     import torch
 
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+    if not torch.cuda.is_available() or torch.cuda.memory_reserved() == 0:  # this run does not use it
         return {}
     memory = {
         "memory/device_allocated_gib": torch.cuda.memory_allocated() / GIB,

@@ -98,7 +98,7 @@ def test_every_rule_has_shipped_settings() -> None:
 
 
 def test_a_mistyped_rule_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="'loss_spikes' is not one of .*did you mean 'loss_spike'"):
+    with pytest.raises(ConfigError, match=r"'loss_spikes' is not one of .*did you mean 'loss_spike'"):
         Health({"loss_spikes": HealthRuleConfig(HealthPolicy.warn)}, FACTS)
 
 

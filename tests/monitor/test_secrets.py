@@ -70,6 +70,8 @@ def test_secret_names(name: str) -> None:
     assert is_secret_name(name)
 
 
-@pytest.mark.parametrize("name", ["pad_token", "num_tokens", "tokens", "tokenizer", "keyboard", "eos_token", "token_ids"])
+@pytest.mark.parametrize(
+    "name", ["pad_token", "num_tokens", "tokens", "tokenizer", "keyboard", "eos_token", "token_ids"]
+)
 def test_names_that_only_look_secret(name: str) -> None:
     assert not is_secret_name(name)

@@ -32,7 +32,9 @@ def train(monitor: Monitor, model: torch.nn.Module, steps: range, loss: float = 
         monitor.log(step, step / 10, logs)
         monitor.pause_end()
         if step % 5 == 0:
-            monitor.log(step, step / 10, {"eval_loss": loss / step + 0.05, "eval_runtime": 0.5, "num_tokens": 100 * step})
+            monitor.log(
+                step, step / 10, {"eval_loss": loss / step + 0.05, "eval_runtime": 0.5, "num_tokens": 100 * step}
+            )
             monitor.samples([Sample(step, 0, [], "4")])
             monitor.pause_end()
 

@@ -55,7 +55,7 @@ class TensorBoardTracker:
         # Same tags, tokens as the step: a run of its own beside the first, because a tag has one step axis.
         self._by_tokens: Any = SummaryWriter(str(self._folder / "by_tokens"), flush_secs=10)
         for summary in _session_start(identity, settings):
-            self._writer._get_file_writer().add_summary(summary)
+            _add_summary(self._writer, summary)
         self._writer.add_text("config", _table(settings), 0)
         self._writer.flush()  # a killed run still has its row
 
@@ -80,12 +80,17 @@ class TensorBoardTracker:
         for name in HPARAM_METRICS:
             if isinstance(value := summary.get(name), int | float):
                 self._writer.add_scalar(name, value, self._last_step)
-        self._writer._get_file_writer().add_summary(_session_end(status))
+        _add_summary(self._writer, _session_end(status))
         self._writer.close()
         self._by_tokens.close()
 
     def abandon(self) -> None:
         """Nothing to do: the writer's threads are daemons."""
+
+
+def _add_summary(writer: Any, summary: Any) -> None:
+    """Into the run's own file: ``SummaryWriter.add_hparams`` would start a second run."""
+    writer._get_file_writer().add_summary(summary)
 
 
 def _session_start(identity: RunIdentity, settings: Settings) -> list[Any]:

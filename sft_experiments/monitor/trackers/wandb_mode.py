@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from sft_experiments.schema import WandbMode
@@ -15,11 +16,20 @@ PROBE_SECONDS = 2.0
 DEFAULT_HOST = "https://api.wandb.ai"
 
 
-def choose_mode(wanted: WandbMode) -> tuple[str, str]:
-    """``("online" | "offline" | "disabled", reason)``. ``auto``: online with a key that the host accepts in time."""
+Mode = Literal["online", "offline", "disabled"]
+_FROM_ENVIRONMENT: dict[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
+def choose_mode(wanted: WandbMode) -> tuple[Mode, str]:
+    """The mode and the reason. ``auto``: online with a key that the host accepts in time; ``WANDB_MODE`` wins."""
     if wanted is not WandbMode.auto:
-        return wanted.value, f"logger.wandb.mode={wanted.value}"
-    if mode := os.environ.get("WANDB_MODE"):
+        return _FROM_ENVIRONMENT[wanted.value], f"logger.wandb.mode={wanted.value}"
+    if mode := _FROM_ENVIRONMENT.get(os.environ.get("WANDB_MODE", "")):
         return mode, f"WANDB_MODE={mode}"
     host = os.environ.get("WANDB_BASE_URL", DEFAULT_HOST).rstrip("/")
     key = os.environ.get("WANDB_API_KEY") or _key_from_netrc(host)

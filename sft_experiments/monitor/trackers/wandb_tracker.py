@@ -26,6 +26,7 @@ class WandbTracker:
     """Writes ``wandb/`` into the run folder; the same run id after a resume."""
 
     name = "wandb"
+    job_type = "train"
 
     def __init__(self, config: WandbConfig, folder: Path, finish_seconds: float) -> None:
         self.notes: list[str] = []
@@ -50,7 +51,7 @@ class WandbTracker:
             id=identity.trial_id,
             name=identity.label,
             group=identity.sweep or identity.name,
-            job_type="train",
+            job_type=self.job_type,
             tags=_tags(self._config.tags, settings),
             config={**settings, "fingerprints": identity.fingerprints},
             dir=self._folder,

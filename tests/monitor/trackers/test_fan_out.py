@@ -174,7 +174,7 @@ def test_trackers_leave_random_state_alone(folder: RunFolder, identity: RunIdent
 
 
 def test_unknown_trackers_are_refused_and_upstream_ones_passed_through() -> None:
-    with pytest.raises(ConfigError, match="'tensorbord' is not one of .*did you mean 'tensorboard'"):
+    with pytest.raises(ConfigError, match=r"'tensorbord' is not one of .*did you mean 'tensorboard'"):
         check_names(["tensorbord"])
     check_names(["wandb", "mlflow"])
     assert upstream_names(["wandb", "mlflow", "tensorboard"]) == ["mlflow"]

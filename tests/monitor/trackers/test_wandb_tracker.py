@@ -143,7 +143,9 @@ print(*notes, sep="\\n")
 """
 
 
-def run_script(tmp_path: Path, at_step_30: str = "", **environment: str) -> tuple[subprocess.CompletedProcess[str], float]:
+def run_script(
+    tmp_path: Path, at_step_30: str = "", **environment: str
+) -> tuple[subprocess.CompletedProcess[str], float]:
     """A process with a W&B tracker, and how long its slowest call of ``log`` took."""
     folder = tmp_path / "run"
     folder.mkdir()
