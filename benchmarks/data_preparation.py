@@ -39,17 +39,13 @@ def write_rows(file: Path, count: int) -> None:
     rng, choices = random.Random(0), WORDS.split()
 
     def words(low: int, high: int) -> str:
-        return " ".join(
-            rng.choice(WORDS.split()) if rng.random() < 0.8 else str(rng.randint(1, 999))
-            for _ in range(rng.randint(low, high))
-        )
+        count = rng.randint(low, high)
+        return " ".join(rng.choice(choices) if rng.random() < 0.8 else str(rng.randint(1, 999)) for _ in range(count))
 
     with file.open("w", encoding="utf-8") as stream:
         for _ in range(count):
-            user, assistant = (
-                {"role": "user", "content": words(25, 65)},
-                {"role": "assistant", "content": words(50, 150)},
-            )
+            user = {"role": "user", "content": words(25, 65)}
+            assistant = {"role": "assistant", "content": words(50, 150)}
             stream.write(json.dumps({"messages": [user, assistant]}) + "\n")
 
 

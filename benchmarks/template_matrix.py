@@ -92,6 +92,10 @@ def is_proven(outcome: str) -> bool:
     return outcome in METHODS
 
 
+def versions() -> str:
+    return f"TRL {trl.__version__}, transformers {transformers.__version__}"
+
+
 def as_markdown(outcomes: dict[str, dict[str, str]]) -> str:
     """The table, reasons numbered below it."""
     reasons: dict[str, int] = {}
@@ -104,9 +108,7 @@ def as_markdown(outcomes: dict[str, dict[str, str]]) -> str:
     lines = [f"| template | {' | '.join(SHAPES)} |", "|---" * (len(SHAPES) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(map(cell, row.values()))} |" for name, row in outcomes.items()]
     notes = [f"{number}. `{reason}`" for reason, number in reasons.items()]
-    return "\n".join(
-        [*lines, "", f"Refused (TRL {trl.__version__}, transformers {transformers.__version__}):", "", *notes]
-    )
+    return "\n".join([*lines, "", f"Refused ({versions()}):", "", *notes])
 
 
 def main() -> None:

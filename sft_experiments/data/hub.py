@@ -4,12 +4,14 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, Optional
 from urllib.parse import urlparse
 
 from sft_experiments.data.conversation import Origin
+from sft_experiments.data.sources import sources_of
 from sft_experiments.errors import ConfigError, DataError, SftError
-from sft_experiments.schema import DataSource, SourceConfig
+from sft_experiments.schema import DatasetConfig, DataSource, SourceConfig
 
 TIMEOUT_SECONDS = 2.0  # upstream retries for a minute and more; a user at the shell wants to know now
 
@@ -70,16 +72,23 @@ def hub_commit(kind: Kind, name: str, revision: Optional[str], error_class: type
     return str(info.sha)
 
 
-def pin_revision(source: SourceConfig) -> None:
-    """Replace a Hub source's branch or tag by the commit it is now, where the Hub can be asked."""
-    if source.source is DataSource.hub and source.hub_id:
-        source.hub_revision = (
-            hub_commit("dataset", source.hub_id, source.hub_revision, DataError) or source.hub_revision
-        )
+def pin_revisions(dataset: DatasetConfig) -> DatasetConfig:
+    """A copy in which Hub sources name the commit that their branch or tag is now, where the Hub can be asked."""
+    if dataset.source is not DataSource.mixture:
+        return replace(dataset, hub_revision=_pinned(dataset))
+    parts = dict(zip(sorted(dataset.mixture), sources_of(dataset), strict=True))
+    pinned = {name: {**dataset.mixture[name], "hub_revision": _pinned(part)} for name, part in parts.items()}
+    return replace(dataset, mixture=pinned)
+
+
+def _pinned(source: SourceConfig) -> Optional[str]:
+    if source.source is not DataSource.hub or not source.hub_id:
+        return source.hub_revision
+    return hub_commit("dataset", source.hub_id, source.hub_revision, DataError) or source.hub_revision
 
 
 def read_hub_rows(source: SourceConfig, split: str) -> Iterator[tuple[Origin, dict[str, Any]]]:
-    """Rows of one split of a Hub data set. Without a network the local copy is used; ``DataError`` when there is none."""
+    """Rows of one split of a Hub data set, from the local copy without a network; ``DataError`` when there is none."""
     split_name = getattr(source, f"{split}_split")
     if not split_name:
         return

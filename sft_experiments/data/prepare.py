@@ -1,7 +1,6 @@
 """Prepared data for the trainer: from the cache, or built once and shared by every trial of a sweep."""
 
 import json
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +13,9 @@ from sft_experiments.data import cache
 from sft_experiments.data.build import build_prepared
 from sft_experiments.data.conversation import Prompt
 from sft_experiments.data.fingerprint import dataset_fingerprint, default_cache_dir, hash_of, preparation_settings
-from sft_experiments.data.hub import pin_revision
+from sft_experiments.data.hub import pin_revisions
 from sft_experiments.data.report import DataReport, report_from_json
-from sft_experiments.data.sources import SPLITS, sources_of
+from sft_experiments.data.sources import SPLITS
 from sft_experiments.errors import DataError
 from sft_experiments.schema import DatasetConfig, ModelConfig
 
@@ -50,9 +49,7 @@ def prepare_data(
     render or mask, ``ConfigError`` for keys that do not fit together.
     """
     cache_dir = cache_dir or default_cache_dir()
-    configured, dataset = dataset, deepcopy(dataset)
-    for source in sources_of(dataset):
-        pin_revision(source)
+    configured, dataset = dataset, pin_revisions(dataset)
     fingerprints = dataset_fingerprint(dataset)
     fingerprints["tokenizer"] = tokenizer_fingerprint(tokenizer)
     libraries = {name: version(name) for name in ("transformers", "tokenizers", "trl")}  # templates and twins

@@ -60,7 +60,8 @@ def _part(dataset: DatasetConfig, name: str) -> SourceConfig:
     inherited = {field.name: getattr(dataset, field.name) for field in fields(SourceConfig)}
     inherited |= {"source": DataSource.files, "train_files": [], "validation_files": [], "test_files": []}
     try:
-        part = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SourceConfig), inherited, dataset.mixture[name]))
+        schema = OmegaConf.structured(SourceConfig)
+        part = OmegaConf.to_object(OmegaConf.merge(schema, inherited, dataset.mixture[name]))
     except OmegaConfBaseException as error:
         raise ConfigError(f"dataset.mixture.{name}: {str(error).splitlines()[0]}") from error
     assert isinstance(part, SourceConfig)

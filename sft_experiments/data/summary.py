@@ -25,8 +25,9 @@ def summary_of(report: Mapping[str, Any]) -> RenderableType:
 
 def _splits(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"data: {report['dataset']}", title_justify="left")
-    for name in ("split", "rows", "dropped", "tokens", "supervised", "with end token", "tokens per row", "sequences", "fill"):
-        table.add_column(name, justify="left" if name == "split" else "right")
+    table.add_column("split")
+    for name in ("rows", "dropped", "tokens", "supervised", "with end token", "tokens per row", "sequences", "fill"):
+        table.add_column(name, justify="right")
     for name, split in report["splits"].items():
         ranks = split["length_percentiles"]
         table.add_row(

@@ -10,6 +10,17 @@ print(hashlib.sha256(build_demo_tokenizer().backend_tokenizer.to_str().encode())
 """
 
 
+SOLVE = {
+    "capital": lambda words: next(city for country, city in CAPITALS.items() if country in words),
+    "reverse": lambda words: " ".join(reversed(words[1:])),
+    "sort": lambda words: " ".join(sorted(words[1:])),
+    "largest": lambda words: max(words[2:]),
+    "last_letter": lambda words: words[-1],
+    "uppercase": lambda words: " ".join(words[1:]).upper(),
+    "addition": lambda words: str(int(words[0]) + int(words[2])),
+}
+
+
 def prompts(rows):
     return {row["messages"][0]["content"] for row in rows}
 
@@ -30,16 +41,7 @@ def test_every_answer_is_right():
     for row in generate_demo_rows("train", num_train=700, num_validation=0, seed=3):
         prompt, answer = (message["content"] for message in row["messages"])
         words = prompt.replace(":", "").split()
-        expected = {
-            "capital": lambda: next(city for country, city in CAPITALS.items() if country in words),
-            "reverse": lambda: " ".join(reversed(words[1:])),
-            "sort": lambda: " ".join(sorted(words[1:])),
-            "largest": lambda: max(words[2:]),
-            "last_letter": lambda: words[-1],
-            "uppercase": lambda: " ".join(words[1:]).upper(),
-            "addition": lambda: str(int(words[0]) + int(words[2])),
-        }[row["skill"]]()
-        assert answer == expected
+        assert answer == SOLVE[row["skill"]](words)
 
 
 def test_skills_have_equal_shares():

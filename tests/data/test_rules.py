@@ -127,7 +127,7 @@ def test_the_defaults_name_every_rule_and_nothing_else():
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"dataset\.rules\.duplicate_rows is not a rule; did you mean 'duplicate_row'"):
+    with pytest.raises(ConfigError, match=r"rules\.duplicate_rows is not a rule; did you mean 'duplicate_row'"):
         resolve_policies({"duplicate_rows": Policy.warn})
 
 
