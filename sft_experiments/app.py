@@ -17,6 +17,7 @@ from sft_experiments.errors import SftError
 from sft_experiments.run.launch import run_trial
 from sft_experiments.run.trial import Request, plan_trial
 from sft_experiments.show import show_outcome, show_plan
+from sft_experiments.training.model_gate import check_model_source
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -71,6 +72,7 @@ def run_composed(composed: DictConfig) -> float:
     """
     register()  # a launcher may run this in a fresh process
     trial = plan_trial(composed, request_from_hydra())
+    check_model_source(trial.config.model)
     show_plan(trial)
     record = run_trial(trial)
     show_outcome(trial.folder, record)

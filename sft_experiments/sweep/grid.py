@@ -25,6 +25,7 @@ from sft_experiments.run.lock import hold
 from sft_experiments.run.trial import Request, Trial, folder_name, plan_trial
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
+from sft_experiments.training.model_gate import check_model_source
 
 SHORT_HASH = 8
 SEED_AXIS = "train.seed"
@@ -43,6 +44,8 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
     from sft_experiments.show import show_sweep_outcome, show_sweep_plan
 
     plans, trials = plan_sweep(context, master, arguments)
+    for model in {trial.config.model.name: trial.config.model for trial in trials.values()}.values():
+        check_model_source(model)
     with hold(plans.folder / LOCK_FILE, "a sweep"):
         plans.cells = {trial.id: trial.record.axes for trial in trials.values()}
         plans.write()

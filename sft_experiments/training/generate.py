@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_experiments.data.conversation import Prompt
+from sft_experiments.data.prepare import PreparedData
 from sft_experiments.monitor.events import Sample
 from sft_experiments.schema import Config
 
@@ -14,18 +15,30 @@ GENERATION_BATCH = 64
 
 
 def answer_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
 ) -> list[str]:
-    """One greedy answer per prompt, special tokens left out. Prompts are padded on the left in batches."""
+    """One greedy answer per prompt, special tokens left out. Prompts are padded on the left in batches.
+
+    An answer ends at the tokenizer's end token or at one of ``stop_ids``.
+    """
+    ends = sorted({*stop_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
     answers: list[str] = []
     with ready_to_generate(model):
         for start in range(0, len(prompts), GENERATION_BATCH):
-            answers += _answer_batch(model, tokenizer, prompts[start : start + GENERATION_BATCH], max_new_tokens)
+            answers += _answer_batch(model, tokenizer, prompts[start : start + GENERATION_BATCH], max_new_tokens, ends)
     return answers
 
 
 def _answer_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    ends: list[int],
 ) -> list[str]:
     texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
     encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
@@ -36,7 +49,7 @@ def _answer_batch(
         do_sample=False,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends or None,
     )
     return [str(text) for text in tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)]
 
@@ -63,11 +76,12 @@ def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
 class AnswerValidationPrompts:
     """At each evaluation: sample generations, and ``eval_exact_match`` overall and by skill."""
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         generation = config.generation
         self.scored = config.dataset.verifiable_answers
         count = max(generation.num_samples, generation.exact_match_rows if self.scored else 0)
-        self.prompts = list(prompts)[:count]
+        self.prompts = data.prompts[:count]
+        self.stop_ids = data.report.end_of_turn_ids
         self.num_samples = generation.num_samples
         self.max_new_tokens = generation.max_new_tokens
         self.tokenizer = tokenizer
@@ -76,7 +90,7 @@ class AnswerValidationPrompts:
         """Metrics in the Trainer's spelling, and the samples to keep."""
         if not self.prompts:
             return {}, []
-        answers = answer_prompts(model, self.tokenizer, self.prompts, self.max_new_tokens)
+        answers = answer_prompts(model, self.tokenizer, self.prompts, self.max_new_tokens, self.stop_ids)
         exact = [is_exact(answer, prompt) for answer, prompt in zip(answers, self.prompts, strict=True)]
         samples = [
             Sample(step, index, prompt.messages, answers[index], prompt.reference, exact[index] if self.scored else None)

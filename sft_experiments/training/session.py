@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
 
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -29,7 +30,9 @@ from sft_experiments.training.checkpoints import KeepCheckpoints, newest_complet
 from sft_experiments.training.generate import AnswerValidationPrompts
 from sft_experiments.training.model import adapter_config, architecture, load_model
 from sft_experiments.training.attention_choice import choose_attention
+from sft_experiments.training.model_gate import check_loaded_model
 from sft_experiments.training.packed_attention import register_packed_attention
+from sft_experiments.training.packing_probe import check_packing
 from sft_experiments.training.schedule import planned_learning_rates
 from sft_experiments.training.tokenizer import load_tokenizer
 from sft_experiments.training.trainer_class import ExperimentTrainer
@@ -46,6 +49,7 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
         steps = plan_for(config, data, record, folder)
     with clock("model"):
         model = load(config, tokenizer, data, record)
+        record.notes += check_loaded_model(model, tokenizer)
     checkpoint, notes = newest_complete(folder.checkpoints)
     record.notes += notes
     resumed_step = step_of(checkpoint) if checkpoint else -1
@@ -53,6 +57,8 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
     status = Status.failed
     try:
         trainer = build_trainer(config, record, steps, folder, model, tokenizer, data, monitor, stop, checkpoint is not None)
+        if trainer.args.packing:
+            check_packing(model, trainer.data_collator)
         with clock("train"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.signal is not None and trainer.state.global_step < steps.total_steps:
@@ -60,7 +66,9 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
             return
         raise_if_unhealthy(monitor)
         with clock("evaluate"):
-            record.metrics = final_metrics(trainer, steps)
+            record.metrics = final_metrics(trainer)
+            if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored (sweep/winner.py)
+                record.metrics |= test_metrics(trainer, data.test)
             record.objective = objective_of(config, record.metrics)
         with clock("save"):
             save(trainer, tokenizer, folder)
@@ -178,7 +186,7 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     record.plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
-    answers = AnswerValidationPrompts(config, tokenizer, data.prompts)
+    answers = AnswerValidationPrompts(config, tokenizer, data)
 
     def answer_metrics() -> dict[str, float]:
         metrics, samples = answers(trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step)
@@ -208,7 +216,13 @@ def raise_if_unhealthy(monitor: Monitor) -> None:
         raise TrainingFailed(f"stopped at step {alert.step} by monitor.rules.{alert.rule}: {alert.message}", "diverged")
 
 
-def final_metrics(trainer: ExperimentTrainer, steps: StepPlan) -> dict[str, Any]:
+def test_metrics(trainer: ExperimentTrainer, test: Dataset) -> dict[str, float]:
+    """Loss and token accuracy on data that nothing was chosen by."""
+    metrics = trainer.evaluate(test, metric_key_prefix="test")
+    return {f"test/{name}": metrics[f"test_{name}"] for name in ("loss", "mean_token_accuracy")}
+
+
+def final_metrics(trainer: ExperimentTrainer) -> dict[str, Any]:
     """Numbers of the restored best checkpoint (``eval/*``), and where it was found."""
     best_step = trainer.state.best_global_step or trainer.state.global_step
     evaluated = measured(trainer.evaluate())
