@@ -20,6 +20,7 @@ from sft_experiments.show import show_outcome, show_plan
 from sft_experiments.training.model_gate import check_model_source
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+DRY_RUN = "--dry-run"
 
 
 def train(arguments: list[str]) -> int:
@@ -28,7 +29,14 @@ def train(arguments: list[str]) -> int:
 
 
 def sweep(arguments: list[str]) -> int:
-    """`sft sweep`: a multirun over learning rate x effective batch size unless another sweep is named."""
+    """`sft sweep`: a multirun over learning rate x effective batch size unless another sweep is named.
+
+    With --dry-run it is `sft plan` of that sweep.
+    """
+    if DRY_RUN in arguments:
+        from sft_experiments.plan.commands import plan
+
+        return plan([argument for argument in arguments if argument != DRY_RUN], sweep_by_default=True)
     named = any(argument.startswith("sweep=") for argument in arguments)
     return run_app("sft sweep", ["--multirun", *arguments, *([] if named else ["sweep=lr_x_batch"])])
 

@@ -1,4 +1,4 @@
-"""The composition of `sft train` and `sft sweep` for commands that look and do not run: plan, recommend, schedules, check.
+"""The composition of `sft train` and `sft sweep` for commands that only look: plan, recommend, schedules, check.
 
 Hydra composes exactly as it would before a run, but nothing is launched and no folder is made.
 """
@@ -38,7 +38,8 @@ class Composition:
         """The one run, planned. Raises ``ConfigError`` for a sweep."""
         if self.is_sweep:
             raise ConfigError("this command looks at one run: give one value for each key, and no sweep=...")
-        return plan_trial(self.master, Request(self.overrides, experiment=self.master.hydra.runtime.choices.get("experiment")))
+        experiment = self.master.hydra.runtime.choices.get("experiment")
+        return plan_trial(self.master, Request(self.overrides, experiment=experiment))
 
     def sweep(self) -> tuple[Sweep, list[Trial]]:
         """The sweep and its planned cells."""
@@ -54,9 +55,10 @@ def composed(arguments: list[str], sweep_by_default: bool = False) -> Iterator[C
     """
     register()
     overrides, multirun = _split(arguments)
-    multirun = multirun or sweep_by_default or any(item.startswith("sweep=") and item != "sweep=none" for item in overrides)
-    if sweep_by_default and not any(item.startswith("sweep=") for item in overrides):
+    named = [item for item in overrides if item.startswith("sweep=")]
+    if sweep_by_default and not named:
         overrides.append("sweep=lr_x_batch")
+    multirun = multirun or sweep_by_default or any(item != "sweep=none" for item in named)
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="sft"):
             loader = GlobalHydra.instance().hydra.config_loader  # type: ignore[union-attr]

@@ -1,6 +1,7 @@
 """What the terminal shows before and after a run or sweep. Plain text when the output is not a terminal."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from sft_experiments.run.record import Record, Status, read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.ledger import Sweep
 
-console = Console(highlight=False, soft_wrap=True)  # commands and paths are for pasting: never broken over lines
+PIPE_WIDTH = 160  # columns where the output is a file or a pipe; rich would cut tables to 80
+# Commands and paths are for pasting: soft_wrap never breaks them over lines.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def show_plan(trial: Trial) -> None:

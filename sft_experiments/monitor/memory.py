@@ -22,6 +22,11 @@ def memory_capacity_gib(device: str) -> float:
         import torch
 
         return float(torch.cuda.mem_get_info()[1]) / GIB
+    return host_capacity_gib()
+
+
+def host_capacity_gib() -> float:
+    """Memory of the host, or the container's share of it. Imports nothing heavy."""
     return min(float(psutil.virtual_memory().total), _container_limit()) / GIB
 
 

@@ -1,10 +1,11 @@
 """What is derived before training, each value with its reason: the content of plan.json."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sft_experiments.plan.batch import BatchPlan, StepPlan, plan_batch
 from sft_experiments.plan.device import Choice, resolve_device, resolve_precision, resolve_threads
+from sft_experiments.plan.fit import auto_batch
 from sft_experiments.plan.guidance import outside_range
 from sft_experiments.schema import Config, Precision
 
@@ -34,7 +35,7 @@ class Plan:
 def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
     """Derive batch split, device, precision and threads. Raises ``ConfigError`` for what cannot be."""
     device = resolve_device(config.compute.device)
-    return Plan(
+    plan = Plan(
         batch=plan_batch(
             config.train.effective_batch_size, config.train.per_device_train_batch_size, config.compute.num_devices
         ),
@@ -43,6 +44,7 @@ def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
         threads=resolve_threads(config.compute.threads, concurrent_trials),
         warnings=list(outside_range(config)),
     )
+    return replace(plan, batch=auto_batch(config, plan))
 
 
 def _precision(config: Config, device: str) -> Choice:

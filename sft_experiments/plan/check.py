@@ -3,15 +3,34 @@
 from collections.abc import Iterator
 
 from sft_experiments.errors import ConfigError
+from sft_experiments.plan.cadence import resolve_interval
+from sft_experiments.plan.device import installed
 from sft_experiments.plan.extra import check_extra
-from sft_experiments.schema import Config, ModelSource, PackingStrategy, PeftMethod
+from sft_experiments.schema import (
+    Config,
+    DataFormat,
+    DataSource,
+    Direction,
+    ModelSource,
+    PackingStrategy,
+    PeftMethod,
+    Precision,
+    TrainOn,
+)
 
 KNOWN_TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def check_config(config: Config) -> None:
     """Raise one ``ConfigError`` that lists everything that cannot work."""
-    mistakes = [*_numbers(config), *_combinations(config), *check_extra(config.train.extra)]
+    mistakes = [
+        *_numbers(config),
+        *_cadence(config),
+        *_combinations(config),
+        *_data(config),
+        *_objective(config),
+        *check_extra(config.train.extra),
+    ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 
@@ -25,6 +44,7 @@ def _numbers(config: Config) -> Iterator[str]:
         "train.max_grad_norm": train.max_grad_norm,
         "dataset.max_length": dataset.max_length,
         "sweep.num_seeds": config.sweep.num_seeds,
+        "generation.max_new_tokens": config.generation.max_new_tokens,
     }
     for key, value in positive.items():
         if not 0 < value < float("inf"):
@@ -53,5 +73,46 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"dataset.max_length={config.dataset.max_length}: packing needs at least 2 tokens"
     if config.train.early_stopping_patience is not None and not train.load_best_model_at_end:
         yield "train.early_stopping_patience needs train.load_best_model_at_end=true"
-    if config.objective.metric.split("/")[0] not in {"eval", "train"}:
-        yield f"objective.metric={config.objective.metric}: must be the name of a metric, e.g. eval/loss"
+    if config.peft.method is PeftMethod.qlora and config.model.source is ModelSource.random:
+        yield "peft=qlora quantises published weights: a model with model.source=random has none; use peft=lora"
+    if config.peft.method is not PeftMethod.none and train.precision is Precision.pure_bf16:
+        yield f"train.precision=pure_bf16 with peft={config.peft.method.value}: adapters are trained in fp32; use bf16"
+    if "8bit" in train.optim and not installed("bitsandbytes"):
+        yield f"train.optim={train.optim} needs bitsandbytes: pip install 'sft-experiments[quant]'"
+
+
+def _cadence(config: Config) -> Iterator[str]:
+    for key in ("logging_steps", "eval_steps"):
+        try:
+            resolve_interval(f"train.{key}", getattr(config.train, key), total_steps=1)
+        except ConfigError as error:
+            yield str(error)
+
+
+def _data(config: Config) -> Iterator[str]:
+    """Every evaluation, the best checkpoint and the objective need validation rows."""
+    dataset = config.dataset
+    parts = [dataset, *dataset.mixture.values()]
+    given = any(part.validation_files or part.validation_split for part in parts)
+    if not 0 <= dataset.validation_fraction < 1:
+        yield f"dataset.validation_fraction={dataset.validation_fraction}: must be at least 0 and below 1"
+    elif dataset.source is not DataSource.demo and not given and dataset.validation_fraction == 0:
+        yield "there would be no validation data: give dataset.validation_files or a dataset.validation_fraction above 0"
+    if dataset.source is DataSource.files and not dataset.train_files:
+        yield "dataset.train_files is empty: give it as dataset.train_files=[train.jsonl]"
+    if dataset.source is DataSource.hub and not dataset.hub_id:
+        yield "dataset.hub_id is required: give it as dataset.hub_id=<owner>/<name>"
+    if dataset.format is DataFormat.text and dataset.train_on is not TrainOn.all:
+        yield f"dataset.train_on={dataset.train_on.value}: plain text has no assistant turns; use dataset.train_on=all"
+
+
+def _objective(config: Config) -> Iterator[str]:
+    metric, direction = config.objective.metric, config.objective.direction
+    if metric.split("/")[0] not in {"eval", "train"}:
+        yield f"objective.metric={metric}: must be the name of a metric, e.g. eval/loss"
+    if metric.endswith("/loss") and direction is Direction.maximize:
+        yield f"objective.direction=maximize with objective.metric={metric}: a loss is minimized"
+    if "exact_match" in metric and direction is Direction.minimize:
+        yield f"objective.metric={metric} needs objective.direction=maximize"
+    if "exact_match" in metric and not config.dataset.verifiable_answers:
+        yield f"objective.metric={metric} is measured only with dataset.verifiable_answers=true"

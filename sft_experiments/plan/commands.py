@@ -1,0 +1,135 @@
+"""`sft plan` and `sft recommend`: what a run or sweep will do and cost, before it does anything. No torch."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from sft_experiments.plan.facts import DataFacts, data_facts
+from sft_experiments.plan.fit import parse_size
+from sft_experiments.plan.forecast import Forecast, forecast
+from sft_experiments.plan.duration import measured_runs
+from sft_experiments.plan.shape import Shape, shape_of
+from sft_experiments.run.record import Status
+from sft_experiments.run.trial import Trial
+from sft_experiments.schema import Config
+from sft_experiments.sweep.ledger import Sweep
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A run or sweep as planned: its trials with their forecasts, in launch order."""
+
+    sweep: Optional[Sweep]
+    trials: list[Trial]
+    forecasts: list[Forecast]
+    facts: list[Optional[DataFacts]]
+    price_per_hour: Optional[float]
+
+    @property
+    def concurrent_trials(self) -> int:
+        return self.sweep.concurrent_trials if self.sweep else 1
+
+    def states(self) -> list[str]:
+        """For each trial, the status that an earlier launch left; ``new`` for one that was never started."""
+        earlier = [trial.recorded() for trial in self.trials]
+        return [record.status.value if record else "new" for record in earlier]
+
+    def seconds_to_run(self) -> Optional[float]:
+        """Device time of the trials that are not completed; None when one of them is unknown."""
+        pending = [
+            item.duration.seconds if item.duration else None
+            for item, state in zip(self.forecasts, self.states(), strict=True)
+            if state != Status.completed.value
+        ]
+        known = [seconds for seconds in pending if seconds is not None]
+        return sum(known) if len(known) == len(pending) else None
+
+
+def plan(arguments: list[str], sweep_by_default: bool = False) -> int:
+    """`sft plan [overrides]`: one run, or the cells of a sweep."""
+    options, overrides = _options().parse_known_args(arguments)
+    found = outlook(overrides, options, sweep_by_default)
+    if options.json:
+        print(json.dumps(as_dict(found), indent=2, default=str))
+    else:
+        from sft_experiments.plan.display import show_outlook
+
+        show_outlook(found)
+    return 0
+
+
+def _options() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="sft plan",
+        usage="sft plan [--device-memory 80GiB] [--price 2.5] [--json] [key=value ...] [key=a,b ...] [sweep=lr_x_batch]",
+        description="What a run or sweep would do and cost. Nothing is trained or written.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--device-memory", help="memory of one device to judge against, e.g. 80GiB")
+    parser.add_argument("--price", type=float, help="price of one device per hour, in any currency")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def outlook(overrides: list[str], options: Namespace, sweep_by_default: bool = False) -> Outlook:
+    """Compose, plan and forecast. Raises ``ConfigError`` and ``DataError`` as a launch would."""
+    from sft_experiments.composition import composed
+
+    device_bytes = parse_size(options.device_memory) if options.device_memory else None
+    with composed(overrides, sweep_by_default) as composition:
+        if composition.is_sweep:
+            sweep, trials = composition.sweep()
+        else:
+            sweep, trials = None, [composition.trial()]
+    runs = measured_runs(Path(trials[0].config.output_dir))
+    known_facts = Remembered(data_facts, lambda config: (repr(config.dataset), repr(config.model)))
+    known_shapes = Remembered(lambda config: shape_of(config.model), lambda config: repr(config.model))
+    facts: list[Optional[DataFacts]] = [known_facts(trial.config) for trial in trials]
+    shapes: list[Optional[Shape]] = [known_shapes(trial.config) for trial in trials]
+    forecasts = [
+        forecast(trial.config, trial.plan, fact, shape, runs, device_bytes)
+        for trial, fact, shape in zip(trials, facts, shapes, strict=True)
+    ]
+    return Outlook(sweep, trials, forecasts, facts, options.price)
+
+
+class Remembered:
+    """A function of a config, called once for all cells that agree in what it reads."""
+
+    def __init__(self, function: Any, key: Any) -> None:
+        self._function, self._key = function, key
+        self._known: dict[Any, Any] = {}
+
+    def __call__(self, config: Config) -> Any:
+        key = self._key(config)
+        if key not in self._known:
+            self._known[key] = self._function(config)
+        return self._known[key]
+
+
+def as_dict(found: Outlook) -> dict[str, Any]:
+    """The content of ``sft plan --json``."""
+    seconds = found.seconds_to_run()
+    cells = [
+        {
+            "trial_id": trial.id,
+            "folder": str(trial.folder.path),
+            "axes": trial.record.axes,
+            "state": state,
+            **trial.plan.as_dict(),
+            "values": trial.record.plan["values"],
+            "data": None if fact is None else vars(fact),
+            **item.as_dict(),
+        }
+        for trial, item, fact, state in zip(found.trials, found.forecasts, found.facts, found.states(), strict=True)
+    ]
+    return {
+        "sweep": str(found.sweep.folder) if found.sweep else None,
+        "concurrent_trials": found.concurrent_trials,
+        "device_seconds": seconds,
+        "wall_seconds": None if seconds is None else seconds / found.concurrent_trials,
+        "price": None if seconds is None or found.price_per_hour is None else seconds / 3600 * found.price_per_hour,
+        "cells": cells,
+    }

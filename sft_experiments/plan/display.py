@@ -1,0 +1,143 @@
+"""The terminal's view of a plan: the cells of a sweep, or one run in detail."""
+
+from typing import Optional
+
+from rich.table import Table
+from rich.text import Text
+
+from sft_experiments.plan.commands import Outlook
+from sft_experiments.plan.facts import DataFacts
+from sft_experiments.plan.fit import gib
+from sft_experiments.plan.forecast import Forecast
+from sft_experiments.plan.memory import MemoryEstimate
+from sft_experiments.show import console, number, show_plan, show_warnings, values_table
+
+
+def show_outlook(found: Outlook) -> None:
+    """One run in detail, or a row for each cell; then data, memory, time and what is unusual."""
+    first, ahead = found.trials[0], found.forecasts[0]
+    if found.sweep is None:
+        show_plan(first)
+        _show_steps(ahead)
+    else:
+        name, parallel = found.sweep.name, found.concurrent_trials
+        console.print(
+            f"[bold]{name}[/bold]  {len(found.trials)} trials, {parallel} at a time  [dim]{found.sweep.folder}[/dim]"
+        )
+        console.print(_cells(found))
+        for label, choice in (("device", first.plan.device), ("precision", first.plan.precision)):
+            console.print(f"  {label:<10} {choice.value} [dim]({choice.reason})[/dim]")
+        fixed = {key: entry for key, entry in first.record.plan["values"].items() if key not in found.sweep.axes}
+        console.print(values_table(fixed))
+        show_warnings(list(dict.fromkeys(warning for trial in found.trials for warning in trial.plan.warnings)))
+    _show_data(found.facts[0])
+    _show_memory(found)
+    _show_time(found)
+
+
+def _show_steps(ahead: Forecast) -> None:
+    steps = ahead.steps
+    if steps is not None:
+        tokens = f", {ahead.tokens / max(1, steps.total_steps):,.0f} tokens per step" if ahead.tokens else ""
+        console.print(
+            f"  steps      {steps.total_steps} [dim]({steps.steps_per_epoch} per epoch, {steps.warmup_steps} of warmup{tokens})[/dim]"
+        )
+
+
+def _cells(found: Outlook) -> Table:
+    """A row for each cell: what differs, its batch, steps, memory, time and state."""
+    assert found.sweep is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    axes = found.sweep.axes
+    table.add_column("  " + " x ".join(axis.rsplit(".", 1)[-1] for axis in axes), no_wrap=True)
+    for header in ("batch", "steps", "warmup", "tokens/step", "memory", "time", "state"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for trial, ahead, state in zip(found.trials, found.forecasts, found.states(), strict=True):
+        batch, steps = trial.plan.batch, ahead.steps
+        split = f"{batch.per_device_train_batch_size} x {batch.gradient_accumulation_steps} x {batch.num_devices}"
+        per_step = f"{ahead.tokens / steps.total_steps:,.0f}" if ahead.tokens and steps else "?"
+        table.add_row(
+            "  " + " ".join(number(trial.record.axes.get(axis, "")) for axis in axes),
+            f"{split} = {batch.effective_batch_size}",
+            str(steps.total_steps) if steps else "?",
+            str(steps.warmup_steps) if steps else "?",
+            per_step,
+            gib(ahead.memory.total) if ahead.memory else "?",
+            duration_text(ahead.duration.seconds) if ahead.duration else "?",
+            Text(state, style={"completed": "green", "new": "dim"}.get(state, "yellow")),
+        )
+    return table
+
+
+def _show_data(facts: Optional[DataFacts]) -> None:
+    if facts is None:
+        console.print("  data       not counted yet: sft check prepares them and reports lengths and packing")
+    elif facts.tokens is None:
+        console.print(
+            f"  data       {facts.sequences:,} rows [dim]({facts.source}; tokens are counted by sft check)[/dim]"
+        )
+    else:
+        share = f"{facts.supervised_share or 0:.0%} supervised, longest sequence {facts.longest}"
+        packs = f" in {facts.sequences:,} packs" if facts.sequences != facts.documents else ""
+        console.print(
+            f"  data       {facts.documents:,} rows{packs}, {facts.tokens:,} tokens an epoch [dim]({share})[/dim]"
+        )
+
+
+def _show_memory(found: Outlook) -> None:
+    """The largest estimate of all cells with its parts, and what would make it fit."""
+    estimated = [item for item in found.forecasts if item.memory]
+    if not estimated:
+        console.print("  memory     unknown: the model's config is not on this machine and its size is not given")
+        return
+    worst = max(estimated, key=lambda item: item.memory.total if item.memory else 0)
+    assert worst.memory is not None
+    colour = {"fits": "green", "tight": "yellow", "will not fit": "red"}.get(worst.memory_verdict or "", "dim")
+    text = (
+        f"[{colour}]{worst.memory_verdict}[/{colour}]" if worst.memory_verdict else "[dim]device memory unknown[/dim]"
+    )
+    console.print(
+        f"  memory     {gib(worst.memory.total)} per device, estimated: {text} [dim]({_parts(worst.memory)})[/dim]"
+    )
+    for line in worst.advice:
+        console.print(f"             with {line}")
+
+
+def _parts(memory: MemoryEstimate) -> str:
+    parts = {
+        "weights": memory.weights + memory.weight_casts,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer_state,
+        "activations": memory.activations,
+        "logits": memory.logits,
+    }
+    return ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+
+
+def _show_time(found: Outlook) -> None:
+    seconds = found.seconds_to_run()
+    bases = [item.duration.basis for item in found.forecasts if item.duration]
+    if seconds is None or not bases:
+        console.print("  time       unknown until the data have been counted, or for a device without a known peak")
+    elif not seconds:
+        console.print("  time       nothing is left to run")
+    else:
+        wall = (
+            f", {duration_text(seconds / found.concurrent_trials)} on the clock" if found.concurrent_trials > 1 else ""
+        )
+        price = f", price {seconds / 3600 * found.price_per_hour:,.2f}" if found.price_per_hour is not None else ""
+        hours = f"{seconds / 3600:.2g} device hours"
+        console.print(
+            f"  time       about {duration_text(seconds)} of training ({hours}{wall}{price}) [dim]({bases[0]})[/dim]"
+        )
+    disk = max((item.disk_bytes or 0 for item in found.forecasts), default=0)
+    if disk:
+        together = disk * min(found.concurrent_trials, len(found.trials))
+        console.print(f"  disk       up to {gib(together)} while training")
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

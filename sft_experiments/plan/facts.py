@@ -1,0 +1,57 @@
+"""What is known about a run's data before it is prepared again: the last data report, else a count of rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from sft_experiments.data.cache import cached_report
+from sft_experiments.data.fingerprint import count_rows
+from sft_experiments.schema import Config, DatasetConfig, PackingStrategy
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Counts of the training split. Token counts are None until the data have been prepared once."""
+
+    sequences: int  # rows, or packs when packed
+    documents: int
+    tokens: Optional[int]  # of one epoch
+    supervised_share: Optional[float]
+    longest: Optional[int]  # tokens of the longest sequence that a device holds
+    source: str  # where the counts come from
+
+    @property
+    def is_exact(self) -> bool:
+        return self.tokens is not None
+
+
+def data_facts(config: Config) -> Optional[DataFacts]:
+    """From the report of an earlier preparation, else from counting rows where that is cheap; None when neither works.
+
+    Raises ``DataError`` for files that are missing.
+    """
+    report = cached_report(config.dataset, config.model)
+    return from_report(report) if report is not None else _from_row_count(config.dataset)
+
+
+def from_report(report: Mapping[str, Any]) -> DataFacts:
+    train = report["splits"]["train"]
+    packed = report["packing"] != PackingStrategy.none.value
+    return DataFacts(
+        sequences=train["sequences"],
+        documents=train["rows"],
+        tokens=train["tokens"],
+        supervised_share=train["supervised_tokens"] / max(1, train["tokens"]),
+        longest=report["max_length"] if packed else train["length_percentiles"]["100"],
+        source="data report",
+    )
+
+
+def _from_row_count(dataset: DatasetConfig) -> Optional[DataFacts]:
+    """Packing is unknown until lengths are, so a packed data set gives no count of sequences."""
+    rows = count_rows(dataset)
+    if rows is None or dataset.packing is not PackingStrategy.none:
+        return None
+    kept = rows if dataset.validation_files or dataset.validation_split else rows * (1 - dataset.validation_fraction)
+    rows = rows if dataset.source.value == "demo" else round(kept)
+    return DataFacts(rows, rows, None, None, None, "row count, before the data gate")

@@ -1,0 +1,116 @@
+"""Whether a run fits its device: the verdict, the largest batch that fits, and what would make it fit."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Optional
+
+from sft_experiments.errors import ConfigError
+from sft_experiments.plan.batch import AUTO, BatchPlan, divisors
+from sft_experiments.plan.device import gpus
+from sft_experiments.plan.facts import DataFacts, data_facts
+from sft_experiments.plan.memory import GIB, MemoryEstimate, Workload, estimate_memory
+from sft_experiments.plan.shape import Shape, shape_of
+from sft_experiments.schema import Config, PackingStrategy, PeftMethod
+
+if TYPE_CHECKING:
+    from sft_experiments.plan.build import Plan
+
+TIGHT = 0.9  # above this share of the device's memory an estimate is called tight
+SIZE_UNITS = {"gib": GIB, "gb": 1e9, "g": GIB, "mib": GIB / 1024, "mb": 1e6, "": GIB}
+
+
+def workload(config: Config, plan: "Plan", facts: Optional[DataFacts]) -> Workload:
+    """What the device has to do in a step. Unprepared data count with rows of max_length, all supervised."""
+    method = "full" if config.peft.method is PeftMethod.none else config.peft.method.value
+    return Workload(
+        precision=plan.precision.value,
+        per_device_batch=plan.batch.per_device_train_batch_size,
+        length=facts.longest if facts and facts.longest else config.dataset.max_length,
+        accumulation=plan.batch.gradient_accumulation_steps,
+        supervised_share=facts.supervised_share if facts and facts.supervised_share is not None else 1.0,
+        device=plan.device.value,
+        method=method,
+        lora_r=config.peft.r,
+        checkpointing=config.train.activation_checkpointing,
+        packed=config.dataset.packing is not PackingStrategy.none,
+        optim=config.train.optim,
+    )
+
+
+def device_memory(plan: "Plan") -> Optional[float]:
+    """Bytes of the smallest visible GPU; on the CPU those of the machine or container."""
+    if plan.device.value == "cuda":
+        return min(gpu.memory_gib for gpu in gpus()) * GIB
+    from sft_experiments.monitor.memory import host_capacity_gib  # psutil, which is not needed with a GPU
+
+    return host_capacity_gib() * GIB
+
+
+def verdict(memory: Optional[MemoryEstimate], available: Optional[float]) -> Optional[str]:
+    """fits, tight or will not fit; None when either side is unknown."""
+    if memory is None or available is None:
+        return None
+    if memory.total > available:
+        return "will not fit"
+    return "tight" if memory.total > TIGHT * available else "fits"
+
+
+def make_it_fit(
+    config: Config, plan: "Plan", facts: Optional[DataFacts], shape: Shape, available: Optional[float]
+) -> list[str]:
+    """Settings to add one after the other, mildest first, each with its estimate, up to the first that fits."""
+    work = workload(config, plan, facts)
+    smallest = replace(work, per_device_batch=1, accumulation=max(2, config.train.effective_batch_size))
+    smallest = smallest if work.per_device_batch > 1 else work
+    leanest = replace(smallest, checkpointing=True)
+    changes = [("train.per_device_train_batch_size=1", smallest), ("train.activation_checkpointing=true", leanest)]
+    if config.peft.method is PeftMethod.none:
+        changes.append(("train.optim=adamw_torch_fused", replace(leanest, optim="adamw_torch_fused")))
+        changes.append(("peft=lora", replace(leanest, method="lora", lora_r=16)))
+    changes.append(("peft=qlora", replace(leanest, method="qlora", lora_r=16)))
+    advice: list[str] = []
+    for setting, changed in changes:
+        total = estimate_memory(shape, changed).total
+        advice.append(f"{setting}: {gib(total)}")
+        if available is not None and total <= TIGHT * available:
+            return advice
+    return [*advice, "none of these fits one such device"]
+
+
+def auto_batch(config: Config, plan: "Plan") -> BatchPlan:
+    """On CUDA, the largest per-device batch that is estimated to fit; elsewhere, and when set by hand, the plan's own.
+
+    When none fits, 1 is tried, and what happens when memory runs out has the last word.
+    """
+    batch, wanted = plan.batch, config.train.per_device_train_batch_size
+    if wanted != AUTO or plan.device.value != "cuda":
+        return batch
+    shape, available = shape_of(config.model), device_memory(plan)
+    if shape is None or available is None:
+        return batch
+    work = workload(config, plan, data_facts(config))
+    per_step = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    for size in reversed(divisors(per_step)):
+        tried = replace(work, per_device_batch=size, accumulation=per_step // size)
+        fits = estimate_memory(shape, tried).total <= TIGHT * available
+        if size == 1 or (size <= batch.per_device_train_batch_size and fits):
+            return BatchPlan(size, per_step // size, batch.num_devices)
+    return batch
+
+
+def parse_size(text: str) -> float:
+    """Bytes from ``80GiB``, ``80GB``, ``80G`` (GiB) or a plain number of GiB. Raises ``ConfigError``."""
+    stripped = text.strip().lower()
+    number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = stripped[len(number) :].strip()
+    try:
+        size = float(number) * SIZE_UNITS[unit]
+    except (ValueError, KeyError):
+        raise ConfigError(f"--device-memory {text}: must be a size like 80GiB or 24GB") from None
+    if not 0 < size < float("inf"):
+        raise ConfigError(f"--device-memory {text}: must be above 0")
+    return size
+
+
+def gib(size: float) -> str:
+    """Bytes for people: 23.4 GiB, 210 MiB."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,137 @@
+"""What a run will do and cost, put together for one trial: steps, tokens, memory, time and disk."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+from sft_experiments.plan.batch import StepPlan, plan_steps
+from sft_experiments.plan.build import Plan
+from sft_experiments.plan.cadence import evaluation_steps
+from sft_experiments.plan.device import gpus
+from sft_experiments.plan.duration import (
+    Duration,
+    Likeness,
+    Load,
+    Measured,
+    computed_duration,
+    from_measured,
+)
+from sft_experiments.plan.facts import DataFacts
+from sft_experiments.plan.fit import device_memory, make_it_fit, verdict, workload
+from sft_experiments.plan.memory import MemoryEstimate, estimate_memory
+from sft_experiments.plan.shape import Shape
+from sft_experiments.schema import Config, PeftMethod, Precision
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Everything derived for one trial. None: not known before the data are prepared, or for this model."""
+
+    steps: Optional[StepPlan]
+    tokens: Optional[int]  # of the whole training
+    memory: Optional[MemoryEstimate]
+    memory_verdict: Optional[str]  # fits, tight or will not fit
+    duration: Optional[Duration]
+    disk_bytes: Optional[float]
+    advice: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        memory = {**asdict(self.memory), "total": self.memory.total} if self.memory else None
+        return {**asdict(self), "memory": memory}
+
+
+def forecast(
+    config: Config,
+    plan: Plan,
+    facts: Optional[DataFacts],
+    shape: Optional[Shape],
+    runs: list[Measured],
+    device_bytes: Optional[float] = None,
+) -> Forecast:
+    """The forecast of one trial. Raises ``ConfigError`` when warmup is longer than the training."""
+    steps = steps_of(config, facts)
+    tokens = _tokens(facts, steps, config)
+    memory = estimate_memory(shape, workload(config, plan, facts)) if shape else None
+    available = device_bytes if device_bytes is not None else device_memory(plan)
+    state = verdict(memory, available)
+    return Forecast(
+        steps=steps,
+        tokens=tokens,
+        memory=memory,
+        memory_verdict=state,
+        duration=_duration(config, plan, facts, shape, steps, tokens, runs),
+        disk_bytes=disk_bytes(config, shape) if shape else None,
+        advice=make_it_fit(config, plan, facts, shape, available) if shape and state == "will not fit" else [],
+    )
+
+
+def steps_of(config: Config, facts: Optional[DataFacts]) -> Optional[StepPlan]:
+    """Steps when the number of sequences is known, or when ``train.max_steps`` says it all."""
+    if facts is None and config.train.max_steps is None:
+        return None
+    return plan_steps(
+        facts.sequences if facts else 0,
+        config.train.effective_batch_size,
+        config.train.num_train_epochs,
+        config.train.max_steps,
+        config.scheduler.warmup_ratio,
+        config.scheduler.warmup_steps,
+    )
+
+
+def _tokens(facts: Optional[DataFacts], steps: Optional[StepPlan], config: Config) -> Optional[int]:
+    if facts is None or facts.tokens is None or steps is None:
+        return None
+    if config.train.max_steps is None:
+        return round(facts.tokens * config.train.num_train_epochs)
+    return round(facts.tokens / facts.sequences * config.train.effective_batch_size * steps.total_steps)
+
+
+def _duration(
+    config: Config,
+    plan: Plan,
+    facts: Optional[DataFacts],
+    shape: Optional[Shape],
+    steps: Optional[StepPlan],
+    tokens: Optional[int],
+    runs: list[Measured],
+) -> Optional[Duration]:
+    if tokens is None or facts is None or steps is None:
+        return None
+    looks = len(evaluation_steps(config.train.eval_steps, steps.total_steps)) + config.train.eval_on_start
+    measured = from_measured(runs, likeness(config, plan), plan.batch.effective_batch_size, tokens, looks)
+    if measured is not None or shape is None:
+        return measured
+    full = config.peft.method is PeftMethod.none
+    load = Load(
+        tokens=tokens,
+        micro_batches=steps.total_steps * plan.batch.gradient_accumulation_steps,
+        mean_length=(facts.tokens or 0) / max(1, facts.documents),
+        trainable_fraction=1.0 if full else shape.lora_parameters(config.peft.r) / shape.parameters,
+        recomputes=config.train.activation_checkpointing,
+    )
+    name = gpus()[0].name if plan.device.value == "cuda" else plan.device.value
+    return computed_duration(shape, load, plan.device.value, name, plan.threads)
+
+
+def likeness(config: Config, plan: Plan) -> Likeness:
+    return Likeness(
+        model=config.model.name,
+        device=plan.device.value,
+        device_name=gpus()[0].name if plan.device.value == "cuda" else plan.device.value,
+        precision=plan.precision.value,
+        threads=plan.threads,
+        method=config.peft.method.name,
+        max_length=config.dataset.max_length,
+        packing=config.dataset.packing.name,
+    )
+
+
+def disk_bytes(config: Config, shape: Shape) -> float:
+    """The most that a run holds at once: checkpoints (kept, best, and the one being written) and the final model.
+
+    A checkpoint has the weights and two moments of each trained one; LoRA's has adapters only.
+    """
+    size = 2 if config.train.precision is Precision.pure_bf16 else 4
+    trained = shape.parameters if config.peft.method is PeftMethod.none else shape.lora_parameters(config.peft.r)
+    checkpoints = config.train.save_total_limit + 2
+    return float(trained * size * (3 * checkpoints + 1))

@@ -1,0 +1,48 @@
+"""Contradictions are refused before anything is spent, in one line that names the key."""
+
+import pytest
+
+from sft_experiments.composition import composed
+from sft_experiments.errors import ConfigError
+
+FILES = ["dataset=messages", "dataset.train_files=[rows.jsonl]"]
+CONTRADICTIONS = {
+    "dataset.max_length": ["dataset.packing=bfd", "dataset.max_length=1"],
+    "scheduler.warmup_steps=50 is more than": ["scheduler.warmup_steps=50", "train.max_steps=20"],
+    "no validation data": [*FILES, "dataset.validation_fraction=0"],
+    "train.eval_steps=2.5": ["train.eval_steps=2.5"],
+    "train.logging_steps=0": ["train.logging_steps=0"],
+    "train.early_stopping_patience needs": ["train.early_stopping_patience=2", "train.load_best_model_at_end=false"],
+    "a loss is minimized": ["objective.direction=maximize"],
+    "needs objective.direction=maximize": ["objective.metric=eval/exact_match"],
+    "dataset.verifiable_answers=true": [*FILES, "objective.metric=eval/exact_match", "objective.direction=maximize"],
+    "plain text has no assistant turns": [
+        "dataset=text",
+        "dataset.train_files=[x.jsonl]",
+        "dataset.train_on=assistant",
+    ],
+    "dataset.train_files is empty": ["dataset=messages"],
+    "dataset.hub_id is required": ["dataset=hub"],
+    "peft=qlora quantises": ["peft=qlora"],
+    "adapters are trained in fp32": ["peft=lora", "train.precision=pure_bf16"],
+    "train.save_total_limit=0": ["train.save_total_limit=0"],
+    "is not a multiple of 3": ["train.effective_batch_size=8", "train.per_device_train_batch_size=3"],
+    "train.extra.save_strategy: set train.eval_steps": ["+train.extra.save_strategy=epoch"],
+    "train.extra.packing: set dataset.packing": ["+train.extra.packing=true"],
+}
+
+
+@pytest.mark.parametrize("said", CONTRADICTIONS)
+def test_a_contradiction_is_refused_and_its_key_named(said: str) -> None:
+    with pytest.raises(ConfigError) as refusal, composed(CONTRADICTIONS[said]) as composition:
+        composition.trial()
+    assert said in str(refusal.value)
+
+
+def test_all_mistakes_are_shown_at_once() -> None:
+    with (
+        pytest.raises(ConfigError) as refusal,
+        composed(["train.eval_steps=0", "train.weight_decay=-1"]) as composition,
+    ):
+        composition.trial()
+    assert len(str(refusal.value).splitlines()) == 2
