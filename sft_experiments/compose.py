@@ -119,7 +119,7 @@ def explain(error: Exception) -> SftError:
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     inner = error.__cause__ or error.__context__  # Hydra wraps what OmegaConf found
-    cause = inner if isinstance(inner, OmegaConfBaseException) else error
+    cause = inner if isinstance(inner, OmegaConfBaseException) and inner.full_key else error  # formatted ones only
     if not isinstance(cause, OmegaConfBaseException):
         return ConfigError(" ".join(str(error).split()))
     message = str(cause).splitlines()[0]

@@ -23,12 +23,12 @@ def to_markdown(table: Table) -> str:
     """A Markdown table, a second one for what is not ranked, and the notes."""
     headers = [column.name for column in table.columns]
     rows = [[column.text(column.value(cell)) for column in table.columns] for cell in table.cells]
-    parts = [_markdown_table(headers, rows, [column.numeric for column in table.columns])] if rows else []
+    parts = [markdown_table(headers, rows, [column.numeric for column in table.columns])] if rows else []
     unranked = _unranked(table)
     if unranked:
         headers = list(unranked[0])
         cells = [["" if value is None else str(value) for value in row.values()] for row in unranked]
-        parts.append("Not ranked:\n\n" + _markdown_table(headers, cells, [False] * len(headers)))
+        parts.append("Not ranked:\n\n" + markdown_table(headers, cells, [False] * len(headers)))
     parts += [_markdown_text(line) for line in footnotes(table.comparison)]
     return "\n\n".join(parts) + "\n"
 
@@ -88,7 +88,8 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _markdown_table(headers: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
+def markdown_table(headers: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
+    """A table with right-aligned numeric columns; texts cannot break out of their cells."""
     lines = [headers, ["--:" if right else "---" for right in numeric], *rows]
     return "\n".join("| " + " | ".join(_markdown_text(text) for text in line) + " |" for line in lines)
 

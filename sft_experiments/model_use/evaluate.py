@@ -1,0 +1,97 @@
+"""Evaluate a saved model with the code that computed its objective: on its own validation data or on other data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers.trainer_callback import PrinterCallback
+
+from sft_experiments.data.fingerprint import default_cache_dir
+from sft_experiments.data.prepare import PreparedData, prepare_data
+from sft_experiments.errors import DataError
+from sft_experiments.model_use.load import load_saved_model, load_saved_tokenizer
+from sft_experiments.model_use.recorded import recorded_run
+from sft_experiments.monitor.events import Sample
+from sft_experiments.monitor.names import measured
+from sft_experiments.plan.batch import plan_steps
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.trial import Trial, plan_trial
+from sft_experiments.schema import DatasetConfig, DataSource, PackingStrategy, Policy
+from sft_experiments.training.arguments import training_arguments
+from sft_experiments.training.generate import AnswerValidationPrompts
+from sft_experiments.training.trainer_class import ExperimentTrainer
+
+_NOT_RESULTS = {"eval/seconds", "eval/model_preparation_time"}
+
+
+def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, float], list[Sample]]:
+    """Metrics (``eval/loss`` token-weighted, ``eval/exact_match``, ...) and sample answers of the model in ``path``.
+
+    Without overrides the run's own validation data give its recorded objective again. Other data are given as for
+    training: ``dataset=messages dataset.validation_files=[other.jsonl]``; with only ``train_files``, those are
+    evaluated. Nothing is written. Raises ``DataError`` when there are no rows to evaluate.
+    """
+    config, request = recorded_run(path, overrides)
+    trial = plan_trial(config, request)
+    folder = RunFolder(path)
+    tokenizer = load_saved_tokenizer(folder)
+    dataset = trial.config.dataset
+    if any(override.lstrip("+").startswith("dataset") for override in overrides):
+        dataset = evaluated_rows(dataset)
+    data = prepare_data(dataset, tokenizer, cache_dir=default_cache_dir())
+    if data.validation is None:
+        raise DataError("there are no rows to evaluate: give dataset.validation_files")
+    model = load_saved_model(folder, trial.config, tokenizer, torch.float32)
+    samples: list[Sample] = []
+    with TemporaryDirectory() as scratch:
+        trainer = _trainer(trial, model, tokenizer, data, RunFolder(Path(scratch)))
+        answers = AnswerValidationPrompts(trial.config, tokenizer, data)
+
+        def answer_metrics() -> dict[str, float]:
+            metrics, found = answers(model, 0)
+            samples.extend(found)
+            return metrics
+
+        trainer.extra_metrics = answer_metrics
+        metrics = measured(trainer.evaluate())
+    return {name: float(value) for name, value in metrics.items() if name not in _NOT_RESULTS}, samples
+
+
+def evaluated_rows(dataset: DatasetConfig) -> DatasetConfig:
+    """The same data set with all that is to be evaluated as its validation rows.
+
+    Files need no training rows beside them: the reader insists on some, so it gets the same ones, and rows are not
+    dropped for being in both.
+    """
+    if dataset.source is not DataSource.files:
+        return dataset
+    files = dataset.validation_files or dataset.train_files
+    return replace(
+        dataset,
+        train_files=files,
+        validation_files=files,
+        packing=PackingStrategy.none,
+        rules={**dataset.rules, "overlapping_prompt": Policy.ignore},
+    )
+
+
+def _trainer(
+    trial: Trial, model: object, tokenizer: object, data: PreparedData, scratch: RunFolder
+) -> ExperimentTrainer:
+    """The training's own trainer, which only evaluates here."""
+    plan = {**trial.record.plan, "attention": {"value": "sdpa", "reason": "nothing is packed"}}
+    steps = plan_steps(len(data.train), trial.config.train.effective_batch_size, 1)
+    config = replace(trial.config, logger=replace(trial.config.logger, trackers=[]))
+    arguments = training_arguments(config, plan, trial.plan.batch, steps, scratch, resumes=True)
+    arguments.packing = False
+    trainer = ExperimentTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.validation,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
