@@ -118,25 +118,36 @@ def mask_rows(
                 gate.reject(row.rule, split, conversation.origin, row.what)
             elif what := proof.fault(row, decode=number % every == 0):
                 gate.reject("unproven_mask", split, conversation.origin, what)
-            else:
+            elif number % every or _keeps_text(row, proof, gate, split):
                 yield row
         tick(len(batch))
 
 
+def _keeps_text(row: Encoded, proof: MaskProof, gate: Gate, split: str) -> bool:
+    what = proof.lost_text(row)
+    return what is None or gate.report("lossy_tokens", split, row.conversation.origin, what)
+
+
 def _refuse(gate: Gate, split: str, encoded: list[Encoded], num_kept: int, dataset: DatasetConfig) -> None:
     gate.refuse_errors()
-    lengths = [len(row.input_ids) for row in encoded]
-    ranks = _percentiles(lengths)
-    fitting = sum(length <= dataset.max_length for length in lengths)
-    advice = (
-        f"{fitting} of {len(lengths)} masked rows fit into dataset.max_length={dataset.max_length} whole; "
-        f"half have up to {ranks['50']} tokens, 95% up to {ranks['95']}, all up to {ranks['100']}"
-    )
-    gate.refuse_drops(split, num_kept, dataset.max_drop_fraction, advice)
+    gate.refuse_drops(split, num_kept, dataset.max_drop_fraction, _lengths_advice(encoded, dataset.max_length))
     if not num_kept and split == "train":
         raise DataError("train: no row is left to train on")
     if not num_kept:
         raise DataError(f"{split}: no row is left; give dataset.{split}_files other rows, or none")
+
+
+def _lengths_advice(rows: list[Encoded], max_length: int) -> str:
+    """Which max_length would do; empty when every row fits."""
+    lengths = [len(row.input_ids) for row in rows]
+    fitting = sum(length <= max_length for length in lengths)
+    if fitting == len(lengths):
+        return ""
+    ranks = _percentiles(lengths)
+    return (
+        f"\n{fitting} of {len(lengths)} rows fit into dataset.max_length={max_length} whole; "
+        f"half have up to {ranks['50']} tokens, 95% up to {ranks['95']}, all up to {ranks['100']}"
+    )
 
 
 def _split_report(

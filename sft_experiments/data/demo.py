@@ -143,7 +143,7 @@ def generate_demo_rows(split: str, num_train: int, num_validation: int, seed: in
     return rows
 
 
-def build_demo_tokenizer(vocab_size: int = 384) -> "PreTrainedTokenizerFast":
+def build_demo_tokenizer(vocab_size: int = 640) -> "PreTrainedTokenizerFast":
     """A byte-level BPE with single digits, trained on the default demo rows; pad and end-of-turn tokens are distinct.
 
     Heavy imports happen here, so that the light half can read the version and defaults above.
@@ -160,6 +160,7 @@ def build_demo_tokenizer(vocab_size: int = 384) -> "PreTrainedTokenizerFast":
         vocab_size=vocab_size,
         min_frequency=20,  # a rare token is a row of the embedding that never learns
         special_tokens=[PAD, *ROLE_TOKENS, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # all bytes: no text of the user's is dropped
         show_progress=False,
     )
     rows = generate_demo_rows("train", **DEMO_DEFAULTS)

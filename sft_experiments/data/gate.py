@@ -23,7 +23,7 @@ class Finding:
     split: str
     policy: Policy
     count: int = 0
-    examples: list[str] = field(default_factory=list)  # "file:row: what"
+    examples: list[tuple[str, str]] = field(default_factory=list)  # (file:row, what)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -32,12 +32,16 @@ class Finding:
             "split": self.split,
             "policy": self.policy.value,
             "count": self.count,
-            "examples": self.examples,
+            "examples": [f"{where}: {what}" for where, what in self.examples],
         }
 
     def __str__(self) -> str:
         rows = "1 row" if self.count == 1 else f"{self.count} rows"
-        return f"{self.split}: {rows}: {RULES[self.rule]} ({self.rule}): " + "; ".join(self.examples)
+        places: dict[str, list[str]] = {}
+        for where, what in self.examples:
+            places.setdefault(what, []).append(where)
+        said = "; ".join(f"{', '.join(where)}: {what}" for what, where in places.items())
+        return f"{self.split}: {rows}: {RULES[self.rule]} ({self.rule}): {said}"
 
 
 class Gate:
@@ -65,7 +69,7 @@ class Gate:
         finding = self._findings.setdefault((rule, split, policy), Finding(rule, split, policy))
         finding.count += 1
         if len(finding.examples) < MAX_EXAMPLES:
-            finding.examples.append(f"{origin}: {what}")
+            finding.examples.append((str(origin), what))
 
     def findings(self) -> list[Finding]:
         """Errors first, then drops, then warnings; the most frequent first."""
@@ -96,5 +100,5 @@ class Gate:
         causes = [f for f in self.findings() if f.split == split and f.policy is Policy.drop]
         raise DataError(
             f"{split}: {dropped} of {num_rows} rows ({dropped / num_rows:.0%}) would be dropped, more than "
-            f"dataset.max_drop_fraction={max_drop_fraction:g}\n" + "\n".join([*map(str, causes), advice])
+            f"dataset.max_drop_fraction={max_drop_fraction:g}\n" + "\n".join(map(str, causes)) + advice
         )

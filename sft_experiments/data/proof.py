@@ -45,6 +45,15 @@ class MaskProof:
             or (self._fault_of_tokens(row) if decode else None)
         )
 
+    def lost_text(self, row: Encoded) -> Optional[str]:
+        """Where decoding the whole row first differs from its text (runs of white space count as one), or None."""
+        text, decoded = " ".join(row.text.split()), " ".join(self._decode(row.input_ids).split())
+        if text == decoded:
+            return None
+        at = next((i for i, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), len(decoded))
+        start = max(0, at - 10)
+        return f"{text[start : at + 20]!r} comes back as {decoded[start : at + 20]!r}"
+
     def _fault_of_start(self, row: Encoded) -> Optional[str]:
         bos = self._tokenizer.bos_token_id
         if bos is not None and list(row.input_ids[:2]) == [bos, bos]:

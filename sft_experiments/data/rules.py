@@ -26,6 +26,7 @@ RULES: dict[str, str] = {
     "control_token": "text that the tokenizer turns into one of its control tokens",
     "template_error": "the chat template refuses the row",
     "unproven_mask": "the supervised tokens are not exactly the assistant's turns and their end tokens",
+    "lossy_tokens": "the tokens do not decode to the text again: the tokenizer drops characters (sampled rows)",
     "overlong": "more than dataset.max_length tokens; dataset.overlong decides",
     "answer_cut": "truncation or splitting takes an answer's end token away",
     "nothing_supervised": "no supervised token is left after truncation",

@@ -60,7 +60,8 @@ def _findings(report: Mapping[str, Any]) -> Table:
 def _proof_line(report: Mapping[str, Any]) -> str:
     methods = ", ".join(f"{name} {count:,}" for name, count in report["mask_methods"].items())
     source = "from the cache" if report["cached"] else f"prepared in {report['seconds']:.1f} s"
-    return (
-        f"masks proven on every row, decoded on {report['rows_proven']:,} (found by {methods}); max_length "
-        f"{report['max_length']}, packing {report['packing']}, train_on {report['train_on']}; {source}"
-    )
+    proof = f"masks proven on every row, decoded on {report['rows_proven']:,} (found by {methods})"
+    if set(report["mask_methods"]) <= {"all"}:
+        proof = "every token is supervised"
+    settings = f"max_length {report['max_length']}, packing {report['packing']}, train_on {report['train_on']}"
+    return f"{proof}; {settings}; {source}"

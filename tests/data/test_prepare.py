@@ -193,7 +193,8 @@ def test_the_cache_is_listed_and_cleared(prepare, write_jsonl, tmp_path):
 def test_planning_imports_nothing_heavy():
     code = (
         "import sys, sft_experiments.data.fingerprint, sft_experiments.data.cache, sft_experiments.data.summary\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'trl', 'pyarrow', 'numpy') if name in sys.modules])"
+        "heavy = ('torch', 'transformers', 'datasets', 'trl', 'pyarrow', 'numpy')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

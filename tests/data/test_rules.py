@@ -134,3 +134,17 @@ def test_an_unknown_rule_is_refused_with_the_nearest():
 def test_the_report_is_plain_json(prepare_with):
     report = prepare_with("duplicate_row", "warn", PLANTED["duplicate_row"]).report
     assert json.loads(json.dumps(report.as_json())) == report.as_json()
+
+
+def test_a_tokenizer_that_drops_characters_is_pointed_out(prepare, write_jsonl, tokenizer):
+    """The demo tokenizer without its byte alphabet forgets what it has not seen."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate("abcdefgh+=0123456789")}, merges=[]))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    forgetful = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
+    forgetful.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    forgetful.chat_template = tokenizer.chat_template
+    report = prepare(forgetful, train_files=[write_jsonl(good_rows(3))], validation_fraction=0.0).report
+    assert "'<|user|>0 + 1 =" in findings_of(report, "lossy_tokens")[0]["examples"][0]
