@@ -52,8 +52,8 @@ def _check_config(file: Path, model: ModelConfig) -> None:
         raise ModelError(f"model.name={model.name} is {', '.join(architectures)}, not a causal language model")
     if "auto_map" in config and not model.trust_remote_code and not _is_known_to_transformers(config):
         raise ModelError(
-            f"model.name={model.name} brings its own code ({', '.join(map(str, config['auto_map'].values()))}); read it, "
-            "then set model.trust_remote_code=true"
+            f"model.name={model.name} brings its own code ({', '.join(map(str, config['auto_map'].values()))}); "
+            "read it, then set model.trust_remote_code=true"
         )
 
 
@@ -85,7 +85,9 @@ def _safetensors_size(file: Path) -> int:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length)) if length < 100_000_000 else {}
+            if length > file.stat().st_size:
+                raise ValueError("it is no safetensors file, perhaps a Git LFS pointer")
+            header = json.loads(stream.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         return 8 + int(length) + int(max(ends, default=0))
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,72 @@
+"""The probe must see a leak wherever there is one, and none where there is none."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from sft_experiments.errors import ModelError
+from sft_experiments.training.packing_probe import check_packing, probe_packing
+
+collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+
+
+def build_llama(attention, dtype=torch.float32):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).to(dtype)
+
+
+def with_full_mask(examples):
+    """What makes position ids useless: an attention mask of ones."""
+    batch = collate(examples)
+    return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+
+
+def without_position_ids(examples):
+    """Packing as a plain concatenation."""
+    return {"input_ids": collate(examples)["input_ids"]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_documents_kept_apart_pass(attention, dtype):
+    probe = check_packing(build_llama(attention, dtype), collate)
+    assert probe.max_change == 0.0 and probe.largest_logit > 0
+
+
+@pytest.mark.parametrize("leaky", [with_full_mask, without_position_ids])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_leak_is_refused_with_what_to_do(attention, leaky):
+    with pytest.raises(ModelError, match=r"sees the one before it .*set dataset\.packing=none"):
+        check_packing(build_llama(attention), leaky)
+
+
+def test_layers_that_mix_along_the_sequence_are_refused():
+    torch.manual_seed(0)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(ModelError, match="MambaForCausalLM"):
+        check_packing(mamba, collate)
+
+
+def test_logits_that_are_not_numbers_do_not_pass():
+    model = build_llama("sdpa")
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    assert probe_packing(model, collate).leaks
+
+
+def test_the_probe_leaves_no_trace():
+    model = build_llama("sdpa").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    probe_packing(model, collate)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
