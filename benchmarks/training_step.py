@@ -34,8 +34,8 @@ from sft_experiments.training.trainer_class import ExperimentTrainer
 
 VOCABULARY = 8192
 SIZES = {  # label: width, layers, heads, key heads, inner width, tokens of the benchmark
-    "0.6M": (64, 2, 4, 2, 176, 8192),
-    "5M": (256, 4, 8, 4, 688, 4096),
+    "0.6M": (64, 2, 4, 2, 176, 4096),
+    "5M": (256, 4, 8, 4, 688, 2048),
     "27M": (512, 8, 8, 4, 1376, 2048),
 }
 

@@ -20,8 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 LABELLED_ROWS = "labelled_rows"
 TRL_FUSED = "trl_fused"
 
-# Rows of logits held at a time. 256 was the fastest, or within 10% of it, of 16 to 4096 rows for vocabularies of 8k and
-# 32k in fp32 and bf16 (benchmarks/training_step.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
+# Rows of logits held at a time. Of 16 to 4096 rows, 256 was best or near it for each vocabulary (8k, 32k), width and
+# type (fp32, bf16) tried (benchmarks/kernels.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
 ROWS_PER_BLOCK = 256
 
 # What a config may do to the logits after the output layer, and the value that means "nothing".

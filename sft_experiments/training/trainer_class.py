@@ -56,9 +56,7 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self._train_sums = self._zero_sums()
         self._eval_sums = self._zero_sums()
         self._since_log = [0.0, 0.0, 0.0]  # nats, supervised tokens, correct tokens already read from the device
-        self.extra_metrics: Callable[[], dict[str, float]] | None = (
-            None  # more ``eval_...`` numbers, at each evaluation
-        )
+        self.extra_metrics: Callable[[], dict[str, float]] | None = None  # more ``eval_...`` numbers per evaluation
 
     def _can_drop_padding_mask(self, config: Any) -> bool:
         right_padded = isinstance(self.data_collator, DataCollatorForLanguageModeling) and not self.padding_free
