@@ -15,6 +15,8 @@ COMMANDS = {
     "train": ("sft_experiments.app", "one run; with -m every combination of the values given"),
     "sweep": ("sft_experiments.app", "learning rate x effective batch size, or another sweep=..."),
     "plan": ("sft_experiments.plan.commands", "what a run or sweep would do and cost; nothing is trained"),
+    "recommend": ("sft_experiments.plan.recommend", "where to start for a model: values, ranges, reasons"),
+    "schedules": ("sft_experiments.training.schedule_preview", "all learning-rate schedules side by side, as table and picture"),
     "compare": ("sft_experiments.report.commands", "the ranked table of the runs below some folders"),
     "report": ("sft_experiments.report.commands", "one HTML page about a sweep, to open in a browser"),
     "best": ("sft_experiments.report.commands", "the best run: its folder and the commands that use it"),

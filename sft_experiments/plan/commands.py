@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from sft_experiments.plan.duration import measured_runs
 from sft_experiments.plan.facts import DataFacts, data_facts
 from sft_experiments.plan.fit import parse_size
 from sft_experiments.plan.forecast import Forecast, forecast
-from sft_experiments.plan.duration import measured_runs
 from sft_experiments.plan.shape import Shape, shape_of
 from sft_experiments.run.record import Status
 from sft_experiments.run.trial import Trial

@@ -9,6 +9,7 @@ from sft_experiments.plan.batch import BatchPlan, StepPlan
 from sft_experiments.plan.cadence import resolve_interval
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import Config, Direction, PackingStrategy
+from sft_experiments.training.schedule import scheduler_arguments
 
 NEEDS_PADDING = {"sdpa", "eager"}
 NEVER = 10**9  # steps: our own callback decides when to evaluate and save
@@ -91,11 +92,3 @@ def _quiet() -> dict[str, Any]:
         "prediction_loss_only": True,
         "remove_unused_columns": True,
     }
-
-
-def scheduler_arguments(config: Config, steps: StepPlan) -> dict[str, Any]:
-    """Arguments of the scheduler function. WSD's decay is configured as a share and becomes a number of steps."""
-    arguments = dict(config.scheduler.kwargs)
-    if "decay_ratio" in arguments:
-        arguments["num_decay_steps"] = round(arguments.pop("decay_ratio") * steps.total_steps)
-    return arguments
