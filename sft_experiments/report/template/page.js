@@ -103,7 +103,7 @@ for (const button of document.querySelectorAll(".copy")) {
 
 let themeOnScreen;
 window.addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
+  for (const details of document.querySelectorAll("#failures details")) details.open = true;
   themeOnScreen = root.dataset.theme;
   applyTheme("light");
 });
