@@ -16,6 +16,8 @@ from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_text_atomically
 from sft_experiments.schema import DatasetConfig, DataSource, ModelConfig, SourceConfig
 
+PREPARATION_VERSION = 1  # raise it when the same input gives other rows, masks, packs or another report
+
 # Fields that do not decide the prepared rows: labels, paths (their content is hashed) and the parts of a mixture.
 _NOT_SETTINGS = {"name", "verifiable_answers", "train_files", "validation_files", "test_files", "mixture", "demo"}
 
@@ -67,7 +69,8 @@ def planning_key(dataset: DatasetConfig, model: ModelConfig) -> str:
     """
     memory = HashMemory(default_cache_dir())
     tokenizer = [model.name, model.revision, model.tokenizer, model.chat_template]
-    return hash_of([dataset_fingerprint(dataset, memory), preparation_settings(dataset), tokenizer])
+    content = [dataset_fingerprint(dataset, memory), preparation_settings(dataset), tokenizer]
+    return hash_of([PREPARATION_VERSION, *content])
 
 
 def hash_of(content: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft_experiments.data.conversation import Origin
-from sft_experiments.data.rules import RULES, resolve_policies
+from sft_experiments.data.rules import MEANINGS, resolve_policies
 from sft_experiments.errors import DataError
 from sft_experiments.schema import Policy
 
@@ -28,7 +28,7 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         return {
             "rule": self.rule,
-            "meaning": RULES[self.rule],
+            "meaning": MEANINGS[self.rule],
             "split": self.split,
             "policy": self.policy.value,
             "count": self.count,
@@ -41,7 +41,7 @@ class Finding:
         for where, what in self.examples:
             places.setdefault(what, []).append(where)
         said = "; ".join(f"{', '.join(where)}: {what}" for what, where in places.items())
-        return f"{self.split}: {rows}: {RULES[self.rule]} ({self.rule}): {said}"
+        return f"{self.split}: {rows}: {MEANINGS[self.rule]} ({self.rule}): {said}"
 
 
 class Gate:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from sft_experiments.data.encode import IGNORED, Encoded
 from sft_experiments.data.gate import Gate
+from sft_experiments.data.rules import OVERLONG
 from sft_experiments.schema import Overlong, Policy
 
 
@@ -17,7 +18,7 @@ def _fit(row: Encoded, split: str, max_length: int, overlong: Overlong, gate: Ga
     pieces = [row]
     if length > max_length:
         policy = Policy.drop if overlong is Overlong.drop else Policy.warn
-        gate.count("overlong", split, origin, f"{length} tokens", policy)
+        gate.count(OVERLONG, split, origin, f"{length} tokens", policy)
         if overlong is Overlong.drop:
             return
         pieces = _cut(row, max_length, overlong)

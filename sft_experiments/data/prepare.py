@@ -12,14 +12,18 @@ from transformers import PreTrainedTokenizerBase
 from sft_experiments.data import cache
 from sft_experiments.data.build import build_prepared
 from sft_experiments.data.conversation import Prompt
-from sft_experiments.data.fingerprint import dataset_fingerprint, default_cache_dir, hash_of, preparation_settings
+from sft_experiments.data.fingerprint import (
+    PREPARATION_VERSION,
+    dataset_fingerprint,
+    default_cache_dir,
+    hash_of,
+    preparation_settings,
+)
 from sft_experiments.data.hub import pin_revisions
 from sft_experiments.data.report import DataReport, report_from_json
 from sft_experiments.data.sources import SPLITS
 from sft_experiments.errors import DataError
 from sft_experiments.schema import DatasetConfig, ModelConfig
-
-PREPARATION_VERSION = 1  # raise it when the same input gives other rows, masks or packs
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The rules of the data gate: their names, one sentence each, and what happens to a row that breaks one.
 
-Default policies stand in ``conf/dataset/rules/default.yaml``; a rule that the config does not mention is an error.
+Default policies stand in ``conf/dataset/base/source.yaml``; a rule that the config does not mention is an error.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,11 @@ RULES: dict[str, str] = {
     "template_error": "the chat template refuses the row",
     "unproven_mask": "the supervised tokens are not exactly the assistant's turns and their end tokens",
     "lossy_tokens": "the tokens do not decode to the text again: the tokenizer drops characters (sampled rows)",
-    "overlong": "more than dataset.max_length tokens; dataset.overlong decides",
     "answer_cut": "truncation or splitting takes an answer's end token away",
     "nothing_supervised": "no supervised token is left after truncation",
 }
+OVERLONG = "overlong"  # counted like a rule, but dataset.overlong says what happens
+MEANINGS = RULES | {OVERLONG: "more than dataset.max_length tokens; dataset.overlong decides"}
 
 
 def resolve_policies(configured: Mapping[str, Policy]) -> dict[str, Policy]:

@@ -129,6 +129,10 @@ def _hold_out(rows: Rows, fraction: float, seed: int) -> None:
     validation: list[Conversation] = []
     for row in rows.conversations["train"]:
         (validation if _is_held_out(row, fraction, seed) else train).append(row)
+    if not validation and fraction > 0 and len({row.prompt_digest() for row in train}) > 1:
+        chosen = min(row.prompt_digest() for row in train)  # few rows: one prompt at least
+        validation = [row for row in train if row.prompt_digest() == chosen]
+        train = [row for row in train if row.prompt_digest() != chosen]
     rows.conversations["train"] = train
     rows.conversations["validation"] += validation
     rows.num_read["validation"] += len(validation)

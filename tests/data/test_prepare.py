@@ -198,3 +198,8 @@ def test_planning_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_few_rows_still_give_a_validation_row(prepare, write_jsonl):
+    prepared = prepare(train_files=[write_jsonl(good_rows(4))], validation_fraction=0.001)
+    assert (len(prepared.train), len(prepared.validation)) == (3, 1)
