@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTTrainer
 
-from sft_experiments.training import loss_head
-from sft_experiments.training.loss_head import LABELLED_ROWS, TRL_FUSED, choose_loss_head, rows_loss
+from sft_experiments.training import loss_head, trainer_class
+from sft_experiments.training.loss_head import LABELLED_ROWS, TRL_FUSED, LossHead, choose_loss_head, rows_loss
 from sft_experiments.training.trainer_class import ExperimentTrainer
-from tests.training.trainer_setup import make_trainer
+from tests.training.trainer_setup import make_trainer, small_config
 
 Build = Callable[..., Any]
 
@@ -103,6 +103,29 @@ def test_lora_gradients_equal_those_of_stock_trl_and_the_frozen_head_gets_none(
         results.append(_loss_and_gradients(trainer, monkeypatch))
     _assert_equal(*results)
     assert all("lora_" in name for name in results[0][1])
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "mixtral"])
+def test_the_fallback_to_the_head_of_trl_trains_like_stock_trl(
+    model_type: str, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gemma: the choice of a GPU; mixtral: with the load-balancing loss of its experts."""
+    choice = LossHead(TRL_FUSED, "as on a GPU")
+    monkeypatch.setattr(trainer_class, "choose_loss_head", lambda *_: choice)
+    results = []
+    for kind in (ExperimentTrainer, SFTTrainer):
+        torch.manual_seed(0)
+        experts = {"num_local_experts": 2, "router_aux_loss_coef": 0.1, "output_router_logits": True}
+        config = small_config(model_type, **(experts if model_type == "mixtral" else {}))
+        model = AutoModelForCausalLM.from_config(config)
+        trainer = make_trainer(kind, model, tiny_rows(), tiny_tokenizer, tmp_path, gradient_accumulation_steps=2)
+        assert trainer.aux_loss_enabled == (model_type == "mixtral")
+        results.append(_loss_and_gradients(trainer, monkeypatch))
+    ours, theirs = results
+    if model_type == "mixtral":  # theirs includes the load-balancing loss; ours stays comparable between models
+        assert 0.05 < theirs[0] - ours[0] < 1.0
+        ours = (theirs[0], ours[1])
+    _assert_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
