@@ -13,16 +13,23 @@ Row = Mapping[str, Any]
 
 
 def publish_sweep(
-    logger: LoggerConfig, folder: Path, sweep: str, rows: Sequence[Row], axes: Sequence[str], metric: str
+    logger: LoggerConfig,
+    folder: Path,
+    sweep: str,
+    rows: Sequence[Row],
+    axes: Sequence[str],
+    metric: str,
+    advice: Sequence[Row] = (),
 ) -> list[str]:
     """Write the sweep's run, when W&B is among the trackers; the notes say what became of it. Never raises.
 
     ``folder``: the sweep's. ``rows``: one per trial, best first, with the axes, ``metric`` and whatever else a table
-    should show; trials without a value come last. The same sweep published again is the same run.
+    should show; trials without a value come last. ``advice``: one per piece of advice, the surest first. The same
+    sweep published again is the same run.
     """
     if "wandb" not in logger.trackers:
         return []
-    tracker = SweepRun(logger, folder, [dict(row) for row in rows], list(axes), metric)
+    tracker = SweepRun(logger, folder, [dict(row) for row in rows], list(axes), metric, list(advice))
     trackers = Trackers([tracker], logger.finish_seconds)
     trackers.start(RunIdentity(f"sweep-{sweep}", sweep, f"{sweep} (ranking)", sweep, resumed_step=0), {})
     return trackers.finish("completed", _best(rows, metric))
@@ -33,22 +40,32 @@ class SweepRun(WandbTracker):
 
     job_type = "sweep"
 
-    def __init__(self, logger: LoggerConfig, folder: Path, rows: list[Row], axes: list[str], metric: str) -> None:
+    def __init__(
+        self, logger: LoggerConfig, folder: Path, rows: list[Row], axes: list[str], metric: str, advice: list[Row]
+    ) -> None:
         super().__init__(logger.wandb, folder, logger.finish_seconds)
         self._table = redact(rows)
+        self._advice = redact(advice)
         self._axes = axes
         self._metric = metric
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        from wandb import Plotly, Table
+        from wandb import Plotly
 
-        columns = list(dict.fromkeys(name for row in self._table for name in row))
-        cells = [[row.get(name) for name in columns] for row in self._table]
-        content: dict[str, Any] = {"ranking": Table(columns=columns, data=cells, allow_mixed_types=True)}
+        content: dict[str, Any] = {"ranking": _table(self._table)}
+        if self._advice:
+            content["advice"] = _table(self._advice)
         if len(self._axes) > 1:
             content["heat_map"] = Plotly(_heat_map(self._table, self._axes[0], self._axes[1], self._metric))
         self._run.log(content)
         super().finish(status, summary)
+
+
+def _table(rows: list[Row]) -> Any:
+    from wandb import Table
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows], allow_mixed_types=True)
 
 
 def _heat_map(rows: list[Row], x_axis: str, y_axis: str, metric: str) -> Any:
