@@ -12,6 +12,13 @@ Sft = Callable[..., subprocess.CompletedProcess[str]]
 
 # Fewer rows than the demo's default: the same code in a tenth of the time.
 SMALL_DEMO = ["dataset.demo.num_train=700", "dataset.demo.num_validation=140", "generation.exact_match_rows=40"]
+SWEEP_OF_FOUR = [
+    *SMALL_DEMO,
+    "train.learning_rate=2e-3,1e30",
+    "train.effective_batch_size=16,32",
+    "train.max_steps=12",
+    "name=four",
+]
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +55,24 @@ def sft(run_sft: Sft, tmp_path: Path) -> Sft:
         return run_sft(tmp_path, *arguments, **environment)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(run_sft: Sft, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one small completed training with both loggers. Read it, do not change it."""
+    home = tmp_path_factory.mktemp("trained")
+    done = run_sft(home, "train", *SMALL_DEMO, "train.max_steps=60", "train.effective_batch_size=16", "name=small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = home.rglob("record.json")
+    (record.parent / "terminal.txt").write_text(done.stdout)
+    return record.parent
+
+
+@pytest.fixture(scope="session")
+def swept(run_sft: Sft, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a 2x2 sweep in which the cells with an absurd learning rate diverge. Read it, do not change it."""
+    home = tmp_path_factory.mktemp("swept")
+    done = run_sft(home, "train", "-m", *SWEEP_OF_FOUR)
+    (sweep,) = home.rglob("sweep.json")
+    (sweep.parent / "terminal.txt").write_text(done.stdout + done.stderr + f"exit code {done.returncode}")
+    return sweep.parent
