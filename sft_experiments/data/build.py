@@ -44,6 +44,7 @@ def build_prepared(
         overlong=dataset.overlong.value,
         key=key,
     )
+    prompts: list[Prompt] = []
     with Progress(progress) as bar:
         rows = load_rows(dataset, gate, split_seed, bar.task("reading rows"))
         gate_rows(rows, gate, control_token_pattern(control_tokens(tokenizer)), split_seed)
@@ -62,11 +63,12 @@ def build_prepared(
             report.splits[split] = _split_report(table, encoded, fitted, rows.num_read[split], dataset.max_length)
             report.splits[split].dropped = gate.dropped_by_rule(split)
             _count_methods(report, fitted)
+            if split == "validation":
+                prompts = validation_prompts(fitted)
     report.rows_proven, report.end_of_turn_ids = proof.num_decoded, sorted(proof.end_of_turn_ids)
     report.findings = [finding.as_json() for finding in gate.findings()]
     report.seconds = round(time.monotonic() - started, 3)
-    prompts = [asdict(prompt) for prompt in validation_prompts(rows.conversations["validation"])]
-    write_json_atomically(folder / "prompts.json", prompts)
+    write_json_atomically(folder / "prompts.json", [asdict(prompt) for prompt in prompts])
     write_json_atomically(folder / "report.json", report.as_json())
 
 
@@ -183,10 +185,11 @@ def _count_methods(report: DataReport, rows: list[Encoded]) -> None:
         report.mask_methods[row.method] = report.mask_methods.get(row.method, 0) + 1
 
 
-def validation_prompts(conversations: list[Conversation]) -> list[Prompt]:
+def validation_prompts(rows: list[Encoded]) -> list[Prompt]:
     """What is asked and answered at evaluation, in file order, at most ``MAX_PROMPTS``."""
+    conversations = {id(row.conversation): row.conversation for row in rows}  # a row may be in several pieces
     prompts = []
-    for row in conversations[:MAX_PROMPTS]:
+    for row in list(conversations.values())[:MAX_PROMPTS]:
         if row.text is None and row.assistant_turns():
             at = row.prompt_length()
             prompts.append(Prompt(row.messages[:at], row.messages[at]["content"], row.skill, row.tools))

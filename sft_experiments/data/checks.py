@@ -9,6 +9,9 @@ from sft_experiments.data.conversation import Conversation, RowFault
 PLACEHOLDER = re.compile(r"\{\{\s*[A-Za-z_][\w. ]*\}\}")
 
 
+BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*")  # white space and characters without width
+
+
 def check_conversation(conversation: Conversation, control_tokens: re.Pattern[str]) -> Iterator[RowFault]:
     """Faults of one row: the order and content of its turns, and text that must not be there."""
     if conversation.text is not None:
@@ -17,7 +20,7 @@ def check_conversation(conversation: Conversation, control_tokens: re.Pattern[st
     yield from _check_order(conversation)
     for index, message in enumerate(conversation.messages):
         where, content = f"turn {index + 1} ({message['role']})", message["content"]
-        if not content.strip():
+        if BLANK.fullmatch(content):
             yield from _check_empty(message, where)
         else:
             yield from _check_text(content, where, control_tokens)

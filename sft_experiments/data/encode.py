@@ -69,16 +69,27 @@ class Encoder:
 
     def _render(self, conversation: Conversation) -> Union[Rendered, RowFault]:
         try:
-            if conversation.text is not None:
-                eos = str(self.tokenizer.eos_token or "")
-                text = conversation.text if conversation.text.endswith(eos) else conversation.text + eos
-                return Rendered(text, [(0, len(text))], "all")
-            if self.train_on is TrainOn.all:
-                text = self.renderer.render_text(conversation)
-                return Rendered(text, [(0, len(text))], "all")
-            return self.renderer.render(conversation, supervised_turns(conversation, self.train_on))
+            return self._render_checked(conversation)
         except RowFault as fault:
             return fault
+
+    def _render_checked(self, conversation: Conversation) -> Rendered:
+        rendered = self._rendered(conversation)
+        try:
+            rendered.text.encode()
+        except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair; tokenizers raise TypeError on it
+            raise RowFault("unreadable_row", f"holds {rendered.text[error.start]!r}, which is no character") from None
+        return rendered
+
+    def _rendered(self, conversation: Conversation) -> Rendered:
+        if conversation.text is not None:
+            eos = str(self.tokenizer.eos_token or "")
+            text = conversation.text if conversation.text.endswith(eos) else conversation.text + eos
+        elif self.train_on is TrainOn.all:
+            text = self.renderer.render_text(conversation)
+        else:
+            return self.renderer.render(conversation, supervised_turns(conversation, self.train_on))
+        return Rendered(text, [(0, len(text))], "all")
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> Any:
         """The Rust tokenizer at once over the batch; same ids as calling the tokenizer on each text."""

@@ -64,14 +64,17 @@ def _message(turn: Any, source: SourceConfig) -> Message:
     message = {key: value for key, value in turn.items() if value is not None}
     message["role"] = _role(message.get("role"), source)
     message["content"] = _text_of(message.get("content"))
-    if message.get("tool_calls"):
-        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
-    else:
-        message.pop("tool_calls", None)  # an empty list makes some templates print an empty call
+    calls = message.pop("tool_calls", None) or []  # an empty list makes some templates print an empty call
+    if not isinstance(calls, list):
+        raise RowFault("missing_column", f"tool_calls is {_kind(calls)}, not a list")
+    if calls:
+        message["tool_calls"] = [_tool_call(call) for call in calls]
     return message
 
 
 def _role(role: Any, source: SourceConfig) -> str:
+    if role is None:
+        raise RowFault("unknown_role", "a turn has no role")
     mapped = source.role_names.get(str(role), role)
     if mapped not in ROLES:
         raise RowFault("unknown_role", f"role {role!r}; map it with +dataset.role_names.{role}=<{'|'.join(ROLES)}>")
@@ -84,9 +87,13 @@ def _text_of(content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(map(_is_text_part, content)):
         return "".join(part.get("text") or "" for part in content)
     raise RowFault("missing_column", f"content must be a string or text parts, not {str(content)[:40]!r}")
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text") or "", str)
 
 
 def _tool_call(call: Any) -> dict[str, Any]:
@@ -153,8 +160,8 @@ def _prompt_completion(row: dict[str, Any], source: SourceConfig, origin: Origin
 
 def _alpaca(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
     """Instruction and input are one user turn, an empty line between them."""
-    extra = _column(row, source, "input")
-    parts = [_string(row, source, "instruction"), extra if isinstance(extra, str) else ""]
+    has_input = _column(row, source, "input") is not None
+    parts = [_string(row, source, "instruction"), _string(row, source, "input") if has_input else ""]
     user = {"role": "user", "content": "\n\n".join(part for part in parts if part.strip())}
     assistant = {"role": "assistant", "content": _string(row, source, "output")}
     return Conversation([user, assistant], origin, skill=_skill(row, source))

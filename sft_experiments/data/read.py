@@ -83,7 +83,7 @@ def _read_jsonl(file: Path) -> Iterator[RawRow]:
 def _parse_line(text: str) -> Union[dict[str, Any], RowFault]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested a thousand deep
         cut = "the last line is cut: " if not text.endswith("\n") else ""
         return RowFault("unreadable_row", f"{cut}not JSON: {error}")
     return _require_object(value)
@@ -101,7 +101,7 @@ def _read_json(file: Path) -> Iterator[RawRow]:
         text = _decode(stream.read(), file, 0)
     try:
         rows = json.loads(text) if text.strip() else []
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if str(error).startswith("Extra data"):
             yield from _read_jsonl(file)
             return

@@ -74,7 +74,9 @@ def test_offline_mode_asks_nobody(monkeypatch):
 
 def test_a_hub_that_never_answers_costs_two_seconds(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: threading.Event().wait())  # a name lookup that hangs
+    monkeypatch.setattr(
+        socket, "create_connection", lambda *a, **k: threading.Event().wait()
+    )  # a name lookup that hangs
     started = time.monotonic()
     assert not hub_answers()
     assert time.monotonic() - started < 2.5

@@ -148,3 +148,38 @@ def test_a_tokenizer_that_drops_characters_is_pointed_out(prepare, write_jsonl, 
     forgetful.chat_template = tokenizer.chat_template
     report = prepare(forgetful, train_files=[write_jsonl(good_rows(3))], validation_fraction=0.0).report
     assert "'<|user|>0 + 1 =" in findings_of(report, "lossy_tokens")[0]["examples"][0]
+
+
+ODD = {
+    "half a surrogate pair": (
+        '{"messages": [{"role": "user", "content": "a\\ud800b"}, {"role": "assistant", "content": "2"}]}',
+        "unreadable_row",
+    ),
+    "nested a thousand deep": ("[" * 100_000, "unreadable_row"),
+    "a number with 5000 digits": ("9" * 5000, "unreadable_row"),
+    "tool calls that are a number": (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}',
+        "missing_column",
+    ),
+    "a part whose text is a number": (
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}',
+        "missing_column",
+    ),
+    "a turn without role": ('{"messages": [{"content": "a"}]}', "unknown_role"),
+    "an answer without width": (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\u200b"}]}',
+        "empty_assistant_turn",
+    ),
+    "an answer longer than anything": (json.dumps(chat("a", "x y " * 200_000)), "overlong"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_rows_are_counted_and_never_crash(prepare, write_jsonl, name):
+    line, rule = ODD[name]
+    file = Path(write_jsonl(good_rows(30)))
+    file.write_text(file.read_text() + line + "\n")
+    rules = {"unreadable_row": "drop", "missing_column": "drop", "unknown_role": "drop"}
+    report = prepare(train_files=[str(file)], validation_fraction=0.0, rules=rules).report
+    assert report.splits["train"].dropped == {rule: 1}
+    assert "rows.jsonl:31" in findings_of(report, rule)[0]["examples"][0]
