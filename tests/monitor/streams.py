@@ -1,8 +1,12 @@
-"""Event streams to judge: healthy ones made up from a seed, and faults planted into any healthy stream."""
+"""Event streams to judge: healthy ones, made up from a seed or recorded, and faults planted into any of them."""
 
+import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from sft_experiments.monitor.events import Event
 from sft_experiments.monitor.facts import RunFacts
@@ -12,10 +16,10 @@ Stream = list[Event]
 STEPS, WARMUP, EVERY, EVAL_EVERY = 300, 30, 6, 30
 
 
-def planned_rates(peak: float = 2e-3) -> list[float]:
+def planned_rates(peak: float = 2e-3, steps: int = STEPS, warmup: int = WARMUP) -> list[float]:
     """Linear warmup, then cosine; the first step has rate 0, as in transformers."""
-    warm = [peak * step / WARMUP for step in range(WARMUP)]
-    return warm + [peak * 0.5 * (1 + math.cos(math.pi * k / (STEPS - WARMUP))) for k in range(STEPS - WARMUP)]
+    warm = [peak * step / warmup for step in range(warmup)]
+    return warm + [peak * 0.5 * (1 + math.cos(math.pi * k / (steps - warmup))) for k in range(steps - warmup)]
 
 
 FACTS = RunFacts(STEPS, WARMUP, planned_rates(), memory_gib=16.0)
@@ -152,3 +156,37 @@ FAULTS: dict[str, tuple[Callable[[Stream, random.Random], None], str]] = {
     "full memory": (memory_nearly_full, "memory_limit"),
     "memory leak": (memory_leak, "memory_growth"),
 }
+
+
+# ---- recorded: runs of the demo that learned, at three learning rates, three batch sizes and several seeds
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of the demo, its events cut down to what rules look at and rounded to four digits."""
+
+    name: str
+    facts: RunFacts
+    stream: Stream
+
+
+def recordings() -> list[Recording]:
+    """tests/monitor/healthy_runs.json: one run per line, a column per metric."""
+    return [_recording(run) for run in json.loads(Path(__file__).with_name("healthy_runs.json").read_text())]
+
+
+def _recording(run: dict[str, Any]) -> Recording:
+    rates = planned_rates(run["learning_rate"], run["total_steps"], run["warmup_steps"])
+    facts = RunFacts(run["total_steps"], run["warmup_steps"], rates, memory_gib=16.0)
+    stream = _events(run["eval"]) + _events(run["train"])
+    stream.sort(key=lambda event: (event["step"], "eval/loss" in event))
+    return Recording(f"lr={run['learning_rate']} batch={run['effective_batch_size']} seed={run['seed']}", facts, stream)
+
+
+def _events(columns: dict[str, list[float | None]]) -> Stream:
+    names = [name for name in columns if name != "step"]
+    rows = zip(columns["step"], *(columns[name] for name in names), strict=True)
+    return [
+        _axes(int(step or 0)) | {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        for step, *values in rows
+    ]

@@ -10,7 +10,7 @@ from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.health import RULES, Health
 from sft_experiments.schema import HealthPolicy, HealthRuleConfig
 from tests.monitor.conftest import shipped_monitor
-from tests.monitor.streams import FACTS, FAULTS, Stream, healthy_stream, trains
+from tests.monitor.streams import FACTS, FAULTS, Stream, healthy_stream, recordings, trains
 
 
 def judged(stream: Stream, facts: RunFacts = FACTS) -> Health:
@@ -27,6 +27,21 @@ def test_a_planted_fault_is_noticed(fault: str, seed: int) -> None:
     stream = healthy_stream(seed)
     plant(stream, random.Random(seed))
     assert rule in judged(stream).alerts
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_planted_into_a_recorded_run_is_noticed(fault: str, seed: int) -> None:
+    plant, rule = FAULTS[fault]
+    run = recordings()[3 * seed]
+    plant(run.stream, random.Random(seed))
+    assert rule in judged(run.stream, run.facts).alerts
+
+
+def test_recorded_healthy_runs_raise_no_alarm() -> None:
+    runs = recordings()
+    assert len(runs) >= 20
+    assert {run.name: judged(run.stream, run.facts).records() for run in runs} == {run.name: [] for run in runs}
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -9,6 +9,7 @@ from typing import Any
 from sft_experiments.errors import MissingDependencyError
 from sft_experiments.monitor.events import Alert, Event, Sample
 from sft_experiments.monitor.metrics_file import NOTHING_KEPT
+from sft_experiments.monitor.secrets import redact
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.monitor.trackers.wandb_mode import choose_mode
 from sft_experiments.schema import WandbConfig
@@ -52,7 +53,7 @@ class WandbTracker:
             name=identity.label,
             group=identity.sweep or identity.name,
             job_type=self.job_type,
-            tags=_tags(self._config.tags, settings),
+            tags=_tags(redact(self._config.tags), settings),
             config={**settings, "fingerprints": identity.fingerprints},
             dir=self._folder,
             mode=mode,
