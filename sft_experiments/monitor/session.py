@@ -1,10 +1,12 @@
 """The monitoring of one run: events go to the metrics file, the trackers, the health rules and the terminal."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from sft_experiments.errors import TrainingFailed
 from sft_experiments.monitor.display import build_display
 from sft_experiments.monitor.events import Alert, Event, Sample
 from sft_experiments.monitor.facts import RunFacts
@@ -97,11 +99,12 @@ class Monitor:
     def finish(self, status: str, summary: Mapping[str, Any]) -> list[str]:
         """Close everything, in ``logger.finish_seconds`` at most. Returns the notes for the record.
 
-        A second call does nothing.
+        Belongs into a ``finally``: an error on its way out tells how the run ended. A second call does nothing.
         """
         if self._finished:
             return []
         self._finished = True
+        status = self._outcome(status, sys.exception())
         self.train_end()
         self._metrics.close()
         self._samples.close()
@@ -122,6 +125,14 @@ class Monitor:
         self._trackers.alert(alert)
         if alert.policy == "stop" and self.stopped is None:
             self.stopped = alert
+
+    def _outcome(self, status: str, error: BaseException | None) -> str:
+        """The class of a failure; a divergence that the trainer stopped before any event becomes an alert."""
+        if not isinstance(error, TrainingFailed):
+            return status
+        if error.status == "diverged" and self.stopped is None:
+            self.report("not_finite", self._step + 1, str(error))
+        return error.status
 
     def _stalled(self, seconds: float) -> None:
         self.report("stalled", self._step, f"no step for {seconds:.0f} s; all stacks are in stacks.txt")

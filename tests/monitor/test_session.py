@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sft_experiments.errors import ConfigError
+from sft_experiments.errors import ConfigError, TrainingFailed
 from sft_experiments.monitor.events import Sample
 from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.metrics_file import read_events, read_samples
@@ -182,3 +182,23 @@ def test_mistakes_in_the_config_are_found_before_anything_is_written(folder: Run
     config: Any = run_config("tensorbord")
     with pytest.raises(ConfigError, match="tensorbord"):
         Monitor(config, folder, identity, FACTS)
+
+
+def test_a_divergence_found_before_the_step_becomes_an_alert_and_the_status(
+    folder: RunFolder, identity: RunIdentity
+) -> None:
+    monitor = Monitor(run_config(), folder, identity, FACTS)
+    train(monitor, torch.nn.Linear(4, 1), range(1, 5))
+    with pytest.raises(TrainingFailed):
+        fail_in_step(monitor)
+    (alert,) = monitor.alerts()
+    assert (alert["rule"], alert["step"]) == ("not_finite", 5)
+    assert alert["message"] == "gradient norm nan at step 5"
+
+
+def fail_in_step(monitor: Monitor) -> None:
+    """As in the worker: the error passes through a finally."""
+    try:
+        raise TrainingFailed("gradient norm nan at step 5", "diverged")
+    finally:
+        monitor.finish("failed", {})
