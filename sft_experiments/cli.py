@@ -16,8 +16,14 @@ COMMANDS = {
     "sweep": ("sft_experiments.app", "learning rate x effective batch size, or another sweep=..."),
     "plan": ("sft_experiments.plan.commands", "what a run or sweep would do and cost; nothing is trained"),
     "recommend": ("sft_experiments.plan.recommend", "where to start for a model: values, ranges, reasons"),
-    "schedules": ("sft_experiments.training.schedule_preview", "all learning-rate schedules side by side, as table and picture"),
-    "check": ("sft_experiments.training.sanity_command", "a few steps on a few rows: would this run learn? nothing is kept"),
+    "schedules": (
+        "sft_experiments.training.schedule_preview",
+        "all learning-rate schedules side by side, as table and picture",
+    ),
+    "check": (
+        "sft_experiments.training.sanity_command",
+        "a few steps on a few rows: would this run learn? nothing is kept",
+    ),
     "compare": ("sft_experiments.report.commands", "the ranked table of the runs below some folders"),
     "report": ("sft_experiments.report.commands", "one HTML page about a sweep, to open in a browser"),
     "best": ("sft_experiments.report.commands", "the best run: its folder and the commands that use it"),

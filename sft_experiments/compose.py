@@ -36,7 +36,9 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     OmegaConf.register_new_resolver("size_class", size_class_of, replace=True)
-    OmegaConf.register_new_resolver("recommended", lambda size, key: recommended_value(conf_dir(), size, key), replace=True)
+    OmegaConf.register_new_resolver(
+        "recommended", lambda size, key: recommended_value(conf_dir(), size, key), replace=True
+    )
 
 
 def scaled(value: Any, factor: float) -> Any:
@@ -54,13 +56,12 @@ def to_config(composed: DictConfig) -> Config:
         values = {}
     if _is_checked(Config, values):  # composed with the schema: every value has been checked already
         return Config(**values)
-    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
-        plain = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+        plain = as_mapping(ours, throw_on_missing=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise explain(error) from error
-    assert isinstance(plain, dict)
-    return from_plain({str(key): value for key, value in plain.items()})
+    return from_plain(plain)
 
 
 def _resolved(composed: DictConfig, key: str) -> Any:
@@ -93,6 +94,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def as_mapping(node: Any, **options: Any) -> dict[str, Any]:
+    """An OmegaConf mapping as a plain one, resolved; ``options`` are those of OmegaConf.to_container."""
+    container = OmegaConf.to_container(node, **{"resolve": True, **options})
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def from_plain(values: dict[str, Any]) -> Config:

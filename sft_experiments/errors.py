@@ -1,4 +1,4 @@
-"""One family of errors, each meant for the person at the shell: one line that names the key, the value and what is allowed.
+"""One family of errors for the person at the shell: one line that names the key, the value and what is allowed.
 
 Every error survives pickling (launchers send them between processes) and carries the exit code that the
 command ends with. The codes are documented in docs/exit-codes.md.

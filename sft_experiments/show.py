@@ -24,8 +24,8 @@ def show_plan(trial: Trial) -> None:
     batch, plan = trial.plan.batch, trial.record.plan
     console.print(f"[bold]{trial.config.name}[/bold]  trial {trial.id}  [dim]{trial.folder.path}[/dim]")
     console.print(
-        f"  batch      {batch.per_device_train_batch_size} per device x {batch.gradient_accumulation_steps} accumulation"
-        f" x {batch.num_devices} device = [bold]{batch.effective_batch_size}[/bold]"
+        f"  batch      {batch.per_device_train_batch_size} per device x {batch.gradient_accumulation_steps}"
+        f" accumulation x {batch.num_devices} device = [bold]{batch.effective_batch_size}[/bold]"
     )
     console.print(f"  device     {trial.plan.device.value} [dim]({trial.plan.device.reason})[/dim]")
     console.print(f"  precision  {trial.plan.precision.value} [dim]({trial.plan.precision.reason})[/dim]")
@@ -62,7 +62,10 @@ def show_outcome(folder: RunFolder, record: Record) -> None:
 def show_sweep_plan(sweep: Sweep, trials: list[Trial]) -> None:
     """The grid before it runs: its axes, its cells' batch splits, how many are already done."""
     first = trials[0]
-    console.print(f"[bold]{sweep.name}[/bold]  {len(trials)} trials, {sweep.concurrent_trials} at a time  [dim]{sweep.folder}[/dim]")
+    console.print(
+        f"[bold]{sweep.name}[/bold]  {len(trials)} trials, {sweep.concurrent_trials} at a time"
+        f"  [dim]{sweep.folder}[/dim]"
+    )
     for axis in sweep.axes:
         values = dict.fromkeys(number(trial.record.axes[axis]) for trial in trials if axis in trial.record.axes)
         console.print(f"  {axis}: {', '.join(values)}")
@@ -82,9 +85,8 @@ def batch_table(trials: list[Trial]) -> Table:
         table.add_column(header, justify="right")
     splits = dict.fromkeys(trial.plan.batch for trial in trials)
     for split in sorted(splits, key=lambda split: split.effective_batch_size):
-        numbers = (
-            split.effective_batch_size, split.per_device_train_batch_size, split.gradient_accumulation_steps, split.num_devices
-        )  # fmt: skip
+        micro, groups = split.per_device_train_batch_size, split.gradient_accumulation_steps
+        numbers = (split.effective_batch_size, micro, groups, split.num_devices)
         table.add_row(*map(str, numbers))
     return table
 
@@ -95,7 +97,9 @@ def show_sweep_outcome(sweep: Sweep, trials: list[Trial]) -> int:
     from sft_experiments.report.write import write_report
 
     records = [read_record(trial.folder) for trial in trials]
-    failed = [(trial, record) for trial, record in zip(trials, records, strict=True) if record.status is not Status.completed]
+    failed = [
+        (trial, record) for trial, record in zip(trials, records, strict=True) if record.status is not Status.completed
+    ]
     console.print()
     print_ranked_table([sweep.folder], console)
     for trial, record in failed:
@@ -118,7 +122,9 @@ def show_where_to_look(folder: Path, config: dict[str, Any]) -> None:
     offline = sorted(folder.rglob("wandb/offline-run-*"))
     if "wandb" in trackers and offline:
         pattern = "wandb/offline-run-*" if offline[0].parent.parent == folder else "*/wandb/offline-run-*"
-        console.print(f"  W&B        wandb sync {quoted}/{pattern}    [dim]({len(offline)} offline run(s); needs a key)[/dim]")
+        console.print(
+            f"  W&B        wandb sync {quoted}/{pattern}    [dim]({len(offline)} offline run(s); needs a key)[/dim]"
+        )
 
 
 def number(value: Any) -> str:

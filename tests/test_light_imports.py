@@ -26,14 +26,10 @@ def test_no_light_module_imports_a_heavy_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--cfg", "job"], ["compare", "--help"]], ids=lambda arguments: " ".join(arguments)
+    "arguments",
+    [["--help"], ["train", "--cfg", "job"], ["compare", "--help"]],
+    ids=lambda arguments: " ".join(arguments),
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "from sft_experiments.cli import main\n"
-        "try:\n"
-        f"    main({arguments!r})\n"
-        "except SystemExit:\n"
-        "    pass"
-    )
+    program = f"from sft_experiments.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass"
     assert heavy_after(program) == set()

@@ -79,7 +79,9 @@ def test_the_same_command_runs_nothing_again_and_an_extended_grid_only_the_new_c
     wider = [argument.replace("2e-3,1e30", "0.002,1e-3,1e30") for argument in SWEEP_OF_FOUR]
     extended = run_sft(home, "train", "-m", *wider)
     assert extended.stdout.count("started") == 2, extended.stdout
-    assert {folder.path: folder.record.read_bytes() for folder in find_run_folders(swept) if folder.path in before} == before
+    assert {
+        folder.path: folder.record.read_bytes() for folder in find_run_folders(swept) if folder.path in before
+    } == before
     assert len(find_run_folders(swept)) == 6
 
 
@@ -99,7 +101,9 @@ def test_one_wandb_run_per_trial_grouped_by_sweep_and_named_by_what_differs(run_
     assert len(set(names.values())) == 2
 
 
-def test_a_changed_fixed_setting_is_another_sweep_and_a_named_folder_refuses_it(swept: Path, run_sft, tmp_path: Path) -> None:
+def test_a_changed_fixed_setting_is_another_sweep_and_a_named_folder_refuses_it(
+    swept: Path, run_sft, tmp_path: Path
+) -> None:
     home = swept.parent.parent
     named = f"hydra.sweep.dir={swept.relative_to(home)}"
     done = run_sft(home, "train", "-m", *SWEEP_OF_FOUR, "train.weight_decay=0.05", named)

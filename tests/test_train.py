@@ -20,7 +20,15 @@ def events(folder: Path) -> list[dict[str, float]]:
 
 def test_a_run_leaves_every_file_that_its_folder_promises(trained: Path) -> None:
     folder = RunFolder(trained)
-    for file in (folder.config, folder.plan, folder.record, folder.metrics, folder.samples, folder.data_report, folder.log):
+    for file in (
+        folder.config,
+        folder.plan,
+        folder.record,
+        folder.metrics,
+        folder.samples,
+        folder.data_report,
+        folder.log,
+    ):
         assert file.stat().st_size > 0, file
     assert list(folder.tensorboard.glob("events.*"))
     assert list(trained.glob("wandb/offline-run-*/run-*.wandb"))
@@ -61,7 +69,13 @@ def test_the_plan_says_where_values_come_from_and_counts_the_steps(trained: Path
 
 def test_the_terminal_names_the_result_and_where_to_look_next(trained: Path) -> None:
     shown = (trained / "terminal.txt").read_text()
-    for words in ("16 per device x 1 accumulation x 1 device = 16", "completed", "sft compare", "tensorboard --logdir", "wandb sync"):
+    for words in (
+        "16 per device x 1 accumulation x 1 device = 16",
+        "completed",
+        "sft compare",
+        "tensorboard --logdir",
+        "wandb sync",
+    ):
         assert words in shown
 
 
@@ -132,7 +146,10 @@ def test_data_files_named_on_the_command_line_are_trained_on(sft, tmp_path: Path
 def test_a_test_file_is_scored_after_training(sft, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "reverse: a b"}, {"role": "assistant", "content": "b a"}]}
     for name in ("train", "validation", "test"):
-        lines = [{**row, "messages": [{**row["messages"][0], "content": f"{name} {i}"}, row["messages"][1]]} for i in range(20)]
+        lines = [
+            {**row, "messages": [{**row["messages"][0], "content": f"{name} {i}"}, row["messages"][1]]}
+            for i in range(20)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     files = [f"dataset.{name}_files={name}.jsonl" for name in ("train", "validation", "test")]
     done = sft("train", "dataset=messages", *files, "dataset.max_length=64", "train.max_steps=3", "logger=none")
@@ -148,4 +165,6 @@ def test_training_inside_this_process_gives_the_same_result(trained: Path, sft, 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = tmp_path.rglob("record.json")
-    assert read_record(RunFolder(record.parent)).objective == pytest.approx(read_record(RunFolder(trained)).objective, abs=1e-4)
+    assert read_record(RunFolder(record.parent)).objective == pytest.approx(
+        read_record(RunFolder(trained)).objective, abs=1e-4
+    )

@@ -1,4 +1,4 @@
-"""When to log and when to evaluate, in steps. Shares of the training give every cell of a grid the same number of looks."""
+"""When to log and when to evaluate. Shares of the training give every cell of a grid the same number of looks."""
 
 from typing import Union
 

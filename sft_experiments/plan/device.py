@@ -106,7 +106,7 @@ def resolve_precision(wanted: Precision, device: str) -> Choice:
 
 
 def resolve_threads(configured: Optional[int], concurrent_trials: int) -> int:
-    """CPU threads of one trial: the cores shared out, because trials that oversubscribe them spin against each other."""
+    """CPU threads of one trial: the cores shared out, because trials with too many spin against each other."""
     return configured if configured is not None else max(1, cpu_count() // concurrent_trials)
 
 

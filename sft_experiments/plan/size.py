@@ -37,8 +37,8 @@ def size_class_of(name: str, revision: Optional[str] = None) -> str:
     from_name = parameters_in_name(name)
     if from_name is None:
         raise ModelError(
-            f"model.name={name}: no config.json in such a folder or in the local Hub cache, and no size like '8B' in the"
-            " name; give model.size_class=1b_3b, 7b_13b or 30b_70b"
+            f"model.name={name}: no config.json in such a folder or in the local Hub cache, and no size like '8B' in"
+            " the name; give model.size_class=1b_3b, 7b_13b or 30b_70b"
         )
     return size_class(from_name)
 
@@ -74,7 +74,9 @@ def count_parameters(config: dict[str, Any]) -> float:
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     vocabulary = config.get("vocab_size")
     if not (hidden and layers and vocabulary):
-        raise ModelError("config.json tells no hidden_size, num_hidden_layers and vocab_size; give model.size_class=...")
+        raise ModelError(
+            "config.json tells no hidden_size, num_hidden_layers and vocab_size; give model.size_class=..."
+        )
     heads = config.get("num_attention_heads") or config.get("n_head") or 1
     head_size = config.get("head_dim") or hidden // heads
     key_value_heads = config.get("num_key_value_heads") or heads

@@ -16,7 +16,9 @@ def hold(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunFolderError(f"{path.parent} is in use by another process: {what} is already running there") from None
+            raise RunFolderError(
+                f"{path.parent} is in use by another process: {what} is already running there"
+            ) from None
         yield
 
 

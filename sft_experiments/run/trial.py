@@ -18,7 +18,6 @@ from sft_experiments.run.identity import fingerprints, trial_id
 from sft_experiments.run.record import Record, Status, read_record, utc_now
 from sft_experiments.schema import Config
 
-
 LONGEST_LABEL = 80  # characters of a folder name
 
 
@@ -99,7 +98,7 @@ def trial_folder(root: Path, label: str, identity: str) -> RunFolder:
 
 
 def label_of(axes: dict[str, Any]) -> str:
-    """What differs from the neighbours, by the last part of each key: ``learning_rate=0.002 effective_batch_size=8``."""
+    """What differs from the neighbours, by the last part of each key: ``learning_rate=0.002 seed=1``."""
     return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in axes.items())
 
 

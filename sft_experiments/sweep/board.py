@@ -89,11 +89,19 @@ class PlainBoard(Board):
 
     def started(self, folder: RunFolder) -> None:
         super().started(folder)
-        self.console.print(f"[{self.num_ended}/{len(self.rows)}] started    {self.rows[folder.path].label}", soft_wrap=True, markup=False)
+        self.console.print(
+            f"[{self.num_ended}/{len(self.rows)}] started    {self.rows[folder.path].label}",
+            soft_wrap=True,
+            markup=False,
+        )
 
     def retried(self, folder: RunFolder) -> None:
         super().retried(folder)
-        self.console.print(f"[{self.num_ended}/{len(self.rows)}] retrying   {self.rows[folder.path].label}", soft_wrap=True, markup=False)
+        self.console.print(
+            f"[{self.num_ended}/{len(self.rows)}] retrying   {self.rows[folder.path].label}",
+            soft_wrap=True,
+            markup=False,
+        )
 
     def ended(self, folder: RunFolder, record: Record) -> None:
         super().ended(folder, record)

@@ -22,13 +22,13 @@ class Slot:
 
 def concurrent_trials(master: DictConfig, cells: int) -> int:
     """One trial per GPU (or per group of them); on CPU one per core for tiny models, fewer for larger ones."""
-    configured = master.sweep.concurrent_trials
+    configured: Optional[int] = master.sweep.concurrent_trials
     if configured is not None:
         if configured < 1:
             raise ConfigError(f"sweep.concurrent_trials={configured}: must be at least 1, or null to choose")
-        return min(int(configured), cells)
+        return min(configured, cells)
     if resolve_device(Device(master.compute.device)).value != "cpu":
-        return max(1, min(len(gpus()) // master.compute.num_devices, cells))
+        return max(1, min(len(gpus()) // int(master.compute.num_devices), cells))
     return max(1, min(cpu_count() // _cores_per_trial(master), cells))
 
 

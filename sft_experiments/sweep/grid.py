@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,11 +18,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_experiments.compose import as_mapping
 from sft_experiments.errors import ConfigError, DataError, RunFolderError, SweepFailed
 from sft_experiments.plan.origin import select
 from sft_experiments.run.identity import NOT_IDENTITY, digest, without
 from sft_experiments.run.lock import hold
-from sft_experiments.run.trial import Request, Trial, folder_name, plan_trial
+from sft_experiments.run.trial import Trial, folder_name, plan_trial
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.training.model_gate import check_model_source
@@ -51,7 +52,7 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         plans.write()
         show_sweep_plan(plans, list(trials.values()))
         point_hydra_at(master, plans.folder)
-        returns = list(launcher.launch([trials_overrides for trials_overrides in map(list, trials)], 0))
+        returns = list(launcher.launch([list(overrides) for overrides in trials], 0))
     failed = show_sweep_outcome(plans, list(trials.values()))
     if failed:
         raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
@@ -100,7 +101,7 @@ def group_axes(context: HydraContext, master: DictConfig, fixed: list[str], type
     """
     composed = compose_cell(context, master, fixed)
     axes = {}
-    for key, values in OmegaConf.to_container(composed.sweep.axes, resolve=True).items():
+    for key, values in as_mapping(composed.sweep.axes).items():
         if key not in typed:
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"sweep.axes: {key} must have a list of values, not {values!r}")
@@ -132,13 +133,13 @@ def compose_cell(context: HydraContext, master: DictConfig, overrides: Sequence[
 def _with_values(
     context: HydraContext, master: DictConfig, choices: list[str], values: list[str]
 ) -> Optional[DictConfig]:
-    """A copy of the composition of ``choices`` with ``values``; None when a value is wrong, Hydra's error says where."""
+    """A copy of the composition of ``choices`` with ``values``; None when one is wrong: Hydra's error says where."""
     if not values:
         return None
     chosen = compose_cell(context, master, choices)
     key = (*master.hydra.overrides.hydra, *choices)
     if key not in _without_hydra:
-        _without_hydra[key] = OmegaConf.masked_copy(chosen, [name for name in chosen if name != "hydra"])
+        _without_hydra[key] = OmegaConf.masked_copy(chosen, [str(name) for name in chosen if name != "hydra"])
     cell = copy.deepcopy(_without_hydra[key])
     try:
         for parsed in OverridesParser.create(config_loader=context.config_loader).parse_overrides(values):
@@ -153,7 +154,7 @@ def _with_values(
 def plan_cells(
     context: HydraContext, master: DictConfig, plans: Sweep, cells: list[Cell]
 ) -> dict[tuple[str, ...], Trial]:
-    """Every cell checked and planned, by its overrides. Equal cells become one trial; all mistakes are shown at once."""
+    """Every cell checked and planned, by its overrides. Equal cells become one trial; all mistakes show at once."""
     trials: dict[tuple[str, ...], Trial] = {}
     seen: set[str] = set()
     mistakes: list[str] = []
@@ -179,11 +180,11 @@ def axis_keys(cells: list[Cell]) -> list[str]:
 
 def fixed_hash(master: DictConfig, axes: list[str]) -> str:
     """A hash of everything that decides results and is not an axis, so that a changed setting is a new sweep."""
-    values = OmegaConf.to_container(master, resolve=False)
-    assert isinstance(values, dict)
+    values = as_mapping(master, resolve=False)
     values.pop("hydra", None)
     files = {key: select(values, key) for key in ("dataset.train_files", "dataset.validation_files")}
-    return digest([without(values, (*NOT_IDENTITY, *axes)), {k: v for k, v in files.items() if k.split(".")[0] not in axes}])
+    fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in axes}
+    return digest([without(values, (*NOT_IDENTITY, *axes)), fixed_files])
 
 
 def sweep_folder(master: DictConfig, cells: list[Cell]) -> Path:
@@ -221,5 +222,3 @@ def point_hydra_at(master: DictConfig, folder: Path) -> None:
 def command() -> str:
     """The command line as typed."""
     return shlex.join(["sft", Path(sys.argv[0]).name.removeprefix("sft "), *sys.argv[1:]])
-
-

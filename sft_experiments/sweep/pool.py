@@ -210,4 +210,3 @@ def same_shape(one: Trial, other: Trial) -> bool:
         return config.model.name, config.dataset.max_length, config.peft.method, trial.plan.precision.value
 
     return shape(one) == shape(other)
-

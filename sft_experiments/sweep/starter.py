@@ -8,8 +8,8 @@ Nothing here or in what is preloaded may start a thread pool or touch CUDA befor
 import multiprocessing
 import os
 import sys
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Our keys in upstream's spelling. The only module that names SFTConfig fields; a test compares it with the installed one."""
+"""Our keys in upstream's spelling: the only module that names SFTConfig fields (a test compares them)."""
 
 from typing import Any
 

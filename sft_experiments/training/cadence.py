@@ -7,20 +7,18 @@ from typing import Any, Optional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class EvaluateAndSave(TrainerCallback):
+class EvaluateAndSave(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """Evaluate and save after the planned optimizer steps: always together, so that the best one can be restored."""
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = frozenset(steps)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             control.should_evaluate = control.should_save = True
 
 
-class StopOnSignal(TrainerCallback):
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """SIGTERM and SIGINT end the training after the current optimizer step, with a checkpoint."""
 
     def __init__(self) -> None:
@@ -37,8 +35,6 @@ class StopOnSignal(TrainerCallback):
             signal.raise_signal(number)
         self.signal = number
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.signal is not None:
             control.should_save = control.should_training_stop = True

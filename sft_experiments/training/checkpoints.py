@@ -17,7 +17,7 @@ MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)$")
 
 
-class KeepCheckpoints(TrainerCallback):
+class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """After each save: mark the checkpoint complete, then delete old ones but the newest few and the best.
 
     The Trainer's own ``save_total_limit`` deletes before our marker is written, which could leave no complete one.
@@ -26,9 +26,7 @@ class KeepCheckpoints(TrainerCallback):
     def __init__(self, newest: int) -> None:
         self.newest = newest
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         root = Path(str(args.output_dir))
         mark_complete(root / f"checkpoint-{state.global_step}")
         best = f"checkpoint-{state.best_global_step}" if state.best_global_step else None
@@ -72,7 +70,7 @@ def step_of(folder: Path) -> int:
 
 def newest_complete(root: Path) -> tuple[Optional[Path], list[str]]:
     """The newest complete checkpoint and a note for each broken one, which is set aside (renamed, not deleted)."""
-    notes = []
+    notes: list[str] = []
     for folder in reversed(checkpoint_folders(root)):
         reason = why_incomplete(folder)
         if reason is None:

@@ -51,12 +51,17 @@ def _answer_batch(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends or None,
     )
-    return [str(text) for text in tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)]
+    return [
+        str(text)
+        for text in tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """The prompt as the model sees it before it answers."""
-    text = tokenizer.apply_chat_template(prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        prompt.messages, tools=prompt.tools, tokenize=False, add_generation_prompt=True
+    )
     assert isinstance(text, str)
     return text
 
@@ -93,7 +98,9 @@ class AnswerValidationPrompts:
         answers = answer_prompts(model, self.tokenizer, self.prompts, self.max_new_tokens, self.stop_ids)
         exact = [is_exact(answer, prompt) for answer, prompt in zip(answers, self.prompts, strict=True)]
         samples = [
-            Sample(step, index, prompt.messages, answers[index], prompt.reference, exact[index] if self.scored else None)
+            Sample(
+                step, index, prompt.messages, answers[index], prompt.reference, exact[index] if self.scored else None
+            )
             for index, prompt in enumerate(self.prompts[: self.num_samples])
         ]
         return (exact_match_metrics(self.prompts, exact) if self.scored else {}), samples

@@ -29,7 +29,9 @@ def architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
         values = {"vocab_size": len(tokenizer), **model.config}
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         try:
-            return AutoConfig.for_model(values.pop("model_type", "llama"), **values, **special, pad_token_id=tokenizer.pad_token_id)
+            return AutoConfig.for_model(
+                values.pop("model_type", "llama"), **values, **special, pad_token_id=tokenizer.pad_token_id
+            )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.config: {first_line(error)}") from error
     try:

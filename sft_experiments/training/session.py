@@ -25,11 +25,11 @@ from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Record, Status
 from sft_experiments.schema import Config
 from sft_experiments.training.arguments import training_arguments
+from sft_experiments.training.attention_choice import choose_attention
 from sft_experiments.training.cadence import EvaluateAndSave, StopOnSignal
 from sft_experiments.training.checkpoints import KeepCheckpoints, newest_complete, step_of
 from sft_experiments.training.generate import AnswerValidationPrompts
 from sft_experiments.training.model import adapter_config, architecture, load_model
-from sft_experiments.training.attention_choice import choose_attention
 from sft_experiments.training.model_gate import check_loaded_model
 from sft_experiments.training.packed_attention import register_packed_attention
 from sft_experiments.training.packing_probe import check_packing
@@ -56,7 +56,8 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
     monitor = Monitor(config, folder, identity_of(record, resumed_step), facts_of(config, steps))
     status = Status.failed
     try:
-        trainer = build_trainer(config, record, steps, folder, model, tokenizer, data, monitor, stop, checkpoint is not None)
+        resumes = checkpoint is not None
+        trainer = build_trainer(config, record, steps, folder, model, tokenizer, data, monitor, stop, resumes)
         if trainer.args.packing:
             check_packing(model, trainer.data_collator)
         with clock("train"):
@@ -67,7 +68,7 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
         raise_if_unhealthy(monitor)
         with clock("evaluate"):
             record.metrics = final_metrics(trainer)
-            if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored (sweep/winner.py)
+            if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored
                 record.metrics |= test_metrics(trainer, data.test)
             record.objective = objective_of(config, record.metrics)
         with clock("save"):
@@ -123,9 +124,7 @@ def plan_for(config: Config, data: PreparedData, record: Record, folder: RunFold
 
 def batch_of(record: Record) -> BatchPlan:
     batch = record.plan["batch"]
-    return BatchPlan(
-        batch["per_device_train_batch_size"], batch["gradient_accumulation_steps"], batch["num_devices"]
-    )
+    return BatchPlan(batch["per_device_train_batch_size"], batch["gradient_accumulation_steps"], batch["num_devices"])
 
 
 def load(config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData, record: Record) -> PreTrainedModel:
@@ -133,9 +132,7 @@ def load(config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData,
     register_packed_attention()
     device = record.plan["device"]["value"]
     packs = "seq_lengths" in data.train.column_names
-    attention = choose_attention(
-        config.model.attn_implementation, packs, device, architecture(config.model, tokenizer)
-    )
+    attention = choose_attention(config.model.attn_implementation, packs, device, architecture(config.model, tokenizer))
     record.plan["attention"] = {"value": attention.value, "reason": attention.reason}
     return load_model(config, tokenizer, record.plan["precision"]["value"], attention.value)
 

@@ -9,6 +9,7 @@ from sft_experiments.errors import ConfigError, ModelError
 from sft_experiments.schema import ModelConfig
 
 DEMO = "demo"
+SPARE_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<unk>")  # never part of an answer
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -51,8 +52,8 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is not None:
         return
     vocabulary = tokenizer.get_vocab()
-    spare = next((token for token in ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<unk>") if token in vocabulary), None)
+    spare = next((token for token in SPARE_TOKENS if token in vocabulary), None)
     token = spare or tokenizer.eos_token
     if token is None:
-        raise ModelError("the tokenizer has neither a pad token nor an end token; give model.tokenizer=... that has one")
+        raise ModelError("the tokenizer has neither a pad token nor an end token; give model.tokenizer=... with one")
     tokenizer.pad_token = token

@@ -21,7 +21,7 @@ import torch
 import transformers
 from omegaconf import OmegaConf
 
-from sft_experiments.compose import from_plain
+from sft_experiments.compose import as_mapping, from_plain
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.monitor.secrets import redact_text
 from sft_experiments.run.folder import RunFolder
@@ -78,9 +78,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
 
 def read_config(folder: RunFolder) -> Config:
     """The config that a run folder holds, checked against this version's schema."""
-    values = OmegaConf.to_container(OmegaConf.load(folder.config))
-    assert isinstance(values, dict)
-    return from_plain({str(key): value for key, value in values.items()})
+    return from_plain(as_mapping(OmegaConf.load(folder.config)))
 
 
 def _silence_libraries() -> None:
@@ -143,7 +141,7 @@ def copy_output_to(log: Path) -> Iterator[None]:
     """Everything printed also goes to the run's log; the terminal keeps its colours and progress bar."""
     with log.open("a", encoding="utf-8", buffering=1) as file:
         streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Copy(streams[0], file), Copy(streams[1], file)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = Copy(streams[0], file), Copy(streams[1], file)
         try:
             yield
         finally:

@@ -34,7 +34,8 @@ def test_given_per_device_batch_is_kept(per_device: int, accumulation: int, num_
 
 
 @pytest.mark.parametrize(
-    ("per_device", "accumulation", "num_devices", "effective"), [(2, 16, 1, 32), (4, 8, 1, 32), (4, 4, 4, 64), (8, 2, 8, 128)]
+    ("per_device", "accumulation", "num_devices", "effective"),
+    [(2, 16, 1, 32), (4, 8, 1, 32), (4, 4, 4, 64), (8, 2, 8, 128)],
 )
 def test_the_worked_examples_hold(per_device: int, accumulation: int, num_devices: int, effective: int) -> None:
     assert plan_batch(effective, per_device, num_devices).gradient_accumulation_steps == accumulation

@@ -28,7 +28,7 @@ def test_short_trainings_are_looked_at_no_more_often_than_they_have_steps() -> N
 
 @pytest.mark.parametrize("value", [0, -1, 1.5])
 def test_an_interval_that_is_neither_steps_nor_a_share_is_refused(value: float) -> None:
-    with pytest.raises(ConfigError, match="train.logging_steps"):
+    with pytest.raises(ConfigError, match=r"train\.logging_steps"):
         resolve_interval("train.logging_steps", value, 100)
 
 

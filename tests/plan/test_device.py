@@ -26,7 +26,7 @@ def test_auto_takes_the_gpu_where_there_is_one(pretend_gpus) -> None:
 
 def test_asking_for_cuda_without_a_gpu_is_refused(pretend_gpus) -> None:
     pretend_gpus()
-    with pytest.raises(ConfigError, match="compute.device=cuda"):
+    with pytest.raises(ConfigError, match=r"compute\.device=cuda"):
         resolve_device(Device.cuda)
 
 
