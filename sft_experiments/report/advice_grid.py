@@ -5,7 +5,8 @@ from typing import Any
 
 from sft_experiments.report.advice import HIGH, LOW, MEDIUM, Advice, Evidence, Rule
 from sft_experiments.report.best import best_seed
-from sft_experiments.report.columns import identity
+from sft_experiments.report.collect import number
+from sft_experiments.report.columns import identity, sort_key
 from sft_experiments.report.lines import Line, beyond, line_through_best
 from sft_experiments.report.number_format import format_score, format_seconds, format_value
 from sft_experiments.report.optimum import Optimum, fit_optimum
@@ -168,13 +169,13 @@ def optimum_rule(evidence: Evidence) -> Advice | None:
 
 def seconds(cell: Cell) -> float | None:
     """Mean training seconds of a row."""
-    value = combined([run.record.timings.get("train", run.record.timings.get("total")) for run in cell.runs])
+    value = combined([number(run.record.timings, "train") or number(run.record.timings, "total") for run in cell.runs])
     return float(value) if value else None
 
 
 def _values_of(cells: list[Cell], axis: str) -> list[Any]:
     distinct = {identity(cell.values.get(axis)): cell.values.get(axis) for cell in cells}
-    return sorted(distinct.values(), key=lambda value: (isinstance(value, str), value))
+    return sorted(distinct.values(), key=sort_key)
 
 
 GRID_RULES: tuple[Rule, ...] = (noise_rule, batch_size_rule, optimum_rule)

@@ -1,5 +1,6 @@
 """Find run folders below some directories and read their records, tolerating broken ones."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,13 +67,32 @@ def read_run(folder: RunFolder) -> Run:
         record = read_record(folder)
     except (TypeError, ValueError, KeyError) as error:  # well-formed JSON whose fields are not a record's
         raise RunFolderError(f"{folder.record} is not a usable record: {error}") from error
-    broken = [name for name in _MAPPINGS if not isinstance(getattr(record, name), dict)]
-    if broken:
-        raise RunFolderError(f"{folder.record} is not a usable record: {broken[0]} is not a mapping")
+    if fault := _fault(record):
+        raise RunFolderError(f"{folder.record} is not a usable record: {fault}")
     return Run(folder, record, dict(flatten(record.config)))
 
 
-_MAPPINGS = ("axes", "config", "plan", "metrics", "timings", "environment", "fingerprints")
+def _fault(record: Record) -> str | None:
+    """What has the wrong shape: a record edited by hand must not break the table of all others."""
+    shapes: list[tuple[str, type | tuple[type, ...]]] = [
+        *((name, dict) for name in ("axes", "config", "plan", "metrics", "timings", "environment", "fingerprints")),
+        *((name, list) for name in ("overrides", "alerts", "notes")),
+        *((name, str) for name in ("trial_id", "name", "label", "objective_metric", "objective_direction")),
+    ]
+    wrong = [name for name, shape in shapes if not isinstance(getattr(record, name), shape)]
+    if wrong:
+        return f"{wrong[0]} is {getattr(record, wrong[0])!r}"
+    members = (("alerts", record.alerts, dict), ("overrides", record.overrides, str))
+    wrong = [name for name, values, shape in members if not all(isinstance(value, shape) for value in values)]
+    wrong += [name for name in ("fingerprints",) if not all(isinstance(v, str) for v in record.fingerprints.values())]
+    return f"{wrong[0]} holds something else than it should" if wrong else None
+
+
+def number(values: Mapping[str, Any], name: str) -> float | None:
+    """A finite number by name; None for anything else."""
+    value = values.get(name)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if usable else None
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

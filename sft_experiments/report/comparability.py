@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sft_experiments.report.collect import Run
+from sft_experiments.report.collect import Run, number
 from sft_experiments.report.number_format import format_count
 
 TOKEN_TOLERANCE = 0.02  # batch sizes that do not divide an epoch shift the tokens trained by a step or so
@@ -44,7 +44,7 @@ def _fingerprint_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _token_note(runs: Sequence[Run]) -> list[str]:
-    tokens = [count for run in runs if isinstance(count := run.record.metrics.get("tokens"), int | float)]
+    tokens = [count for run in runs if (count := number(run.record.metrics, "tokens")) is not None]
     if not tokens or max(tokens) <= min(tokens) * (1 + TOKEN_TOLERANCE):
         return []
     return [f"tokens trained differ: {format_count(min(tokens))} to {format_count(max(tokens))}"]

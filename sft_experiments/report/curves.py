@@ -30,7 +30,7 @@ class Curves:
         points = []
         for event in self.events:
             value = event.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
+            if value is not None:
                 step = int(event.get("step", 0))
                 points.append(Point(step, float(event.get("tokens", 0)), float(event.get("epoch", 0)), float(value)))
         return points
@@ -48,10 +48,15 @@ class Curves:
         return before[1] + (after[1] - before[1]) * (step - before[0]) / (after[0] - before[0])
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def read_curves(path: Path) -> Curves:
     """The curves in a metrics.jsonl; no file means no curves.
 
-    A line that is not a JSON object is left out: a killed process leaves half a line. After a resume a step may
+    A line that is not a JSON object with a step is left out (a killed process leaves half a line), and so are values
+    that are no numbers. After a resume a step may
     come twice; the later event counts.
     """
     events: dict[tuple[int, bool], Event] = {}
@@ -65,5 +70,6 @@ def read_curves(path: Path) -> Curves:
         except ValueError:
             continue
         if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events[event["step"], any(name.startswith("eval/") for name in event)] = event
+            numbers = {name: value for name, value in event.items() if _is_number(value)}
+            events[event["step"], any(name.startswith("eval/") for name in event)] = numbers
     return Curves([events[key] for key in sorted(events)])

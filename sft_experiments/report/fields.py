@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
-from sft_experiments.report.collect import Run
+from sft_experiments.report.collect import Run, number
 from sft_experiments.report.columns import decides_result, sort_key
 
 Reader = Callable[[Run], Any]
 FACTS: dict[str, Reader] = {
     "status": lambda run: run.record.status.value,
     "objective": lambda run: run.record.objective,
-    "best_step": lambda run: run.record.metrics.get("best/step"),
-    "tokens": lambda run: run.record.metrics.get("tokens"),
-    "seconds": lambda run: run.record.timings.get("total", run.record.timings.get("train")),
+    "best_step": lambda run: number(run.record.metrics, "best/step"),
+    "tokens": lambda run: number(run.record.metrics, "tokens"),
+    "seconds": lambda run: number(run.record.timings, "total") or number(run.record.timings, "train"),
     "tokens_per_second": lambda run: tokens_per_second(run),
     "alerts": lambda run: ", ".join(dict.fromkeys(str(alert.get("rule")) for alert in run.record.alerts)),
     "device": lambda run: run.record.environment.get("device"),
@@ -31,8 +31,8 @@ _CONDITION = re.compile(r"^\s*([^\s=<>!~]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*$")
 
 def tokens_per_second(run: Run) -> float | None:
     """Tokens trained over the seconds of the training phase (evaluation included)."""
-    tokens, seconds = run.record.metrics.get("tokens"), run.record.timings.get("train")
-    return tokens / seconds if isinstance(tokens, int | float) and seconds else None
+    tokens, seconds = number(run.record.metrics, "tokens"), number(run.record.timings, "train")
+    return tokens / seconds if tokens is not None and seconds else None
 
 
 def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Reader]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
-from sft_experiments.report.collect import Run
+from sft_experiments.report.collect import Run, number
 from sft_experiments.report.columns import short_names, sort_key
 from sft_experiments.report.fields import FACTS, Reader, field_reader
 from sft_experiments.report.number_format import format_count, format_score, format_seconds, format_value
@@ -126,7 +126,7 @@ def _fact(name: str, text: Callable[[Any], str], priority: int = 0, read: Reader
 
 
 def _metric(name: str) -> Column:
-    return _fact(name, format_score, priority=2, read=lambda run: run.record.metrics.get(name))
+    return _fact(name, format_score, priority=2, read=lambda run: number(run.record.metrics, name))
 
 
 def combined(values: Sequence[Any]) -> Any:

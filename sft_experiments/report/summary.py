@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from sft_experiments.report.collect import number
 from sft_experiments.report.number_format import format_count, format_score, format_seconds, format_value
 from sft_experiments.report.rank import Comparison
 from sft_experiments.report.rows import setting_names
@@ -38,8 +39,8 @@ def summary_sentences(comparison: Comparison) -> list[str]:
         sentences.append(f"Not ranked: {told}.")
     if best_seed_failures := comparison.best and [run for run in comparison.best.incomplete if run.record.failure]:
         sentences.append(f"Beware: {len(best_seed_failures)} seed(s) of the best configuration failed.")
-    tokens = sum(run.record.metrics.get("tokens") or 0 for run in comparison.runs)
-    seconds = sum(run.record.timings.get("total", 0) for run in comparison.runs)
+    tokens = sum(number(run.record.metrics, "tokens") or 0 for run in comparison.runs)
+    seconds = sum(number(run.record.timings, "total") or 0 for run in comparison.runs)
     if seconds:
         sentences.append(f"{format_count(tokens)} tokens were trained in {format_seconds(seconds)} of trial time.")
     return sentences
