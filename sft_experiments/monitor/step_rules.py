@@ -77,22 +77,25 @@ class GradNormLow:
 
 
 class ThroughputDrop:
-    """The median speed of the last ``window`` events is below ``threshold`` times that of all events before them."""
+    """The median speed of the last ``window`` events is below ``threshold`` times that of up to 200 before them."""
+
+    HISTORY = 200
 
     def __init__(self, threshold: float, window: int, facts: RunFacts) -> None:
         self.threshold = threshold
-        self.window = window
-        self.speeds: list[float] = []
+        self.before: deque[float] = deque(maxlen=self.HISTORY)
+        self.recent: deque[float] = deque(maxlen=window)
 
     def observe(self, event: Event) -> str | None:
         speed = finite_value(event, "train/tokens_per_second")
         if speed is None:
             return None
-        self.speeds.append(speed)
-        before, now = self.speeds[: -self.window], self.speeds[-self.window :]
-        if len(before) < self.window or median(now) >= self.threshold * median(before):
+        if is_full(self.recent):
+            self.before.append(self.recent[0])
+        self.recent.append(speed)
+        if len(self.before) < len(self.recent) or median(self.recent) >= self.threshold * median(self.before):
             return None
-        return f"throughput fell to {median(now):.0f} tokens/s from {median(before):.0f}"
+        return f"throughput fell to {median(self.recent):.0f} tokens/s from {median(self.before):.0f}"
 
 
 class MemoryLimit:
