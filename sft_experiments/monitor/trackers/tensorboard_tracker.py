@@ -13,21 +13,12 @@ from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 HPARAMS = (
     "model.name",
     "dataset.name",
-    "dataset.packing",
     "scheduler.name",
-    "scheduler.warmup_ratio",
-    "train.learning_rate",
     "train.effective_batch_size",
-    "train.num_train_epochs",
-    "train.max_steps",
-    "train.weight_decay",
-    "train.max_grad_norm",
-    "train.optim",
-    "train.seed",
-    "peft.method",
-    "peft.r",
+    "train.learning_rate",
 )
-"""Columns of the HParams tab, beside the axes of the sweep."""
+"""Columns of the HParams tab for a run without sweep axes. A sweep shows its axes: the tab selects five columns by
+the alphabet, and the whole config is in the Text tab."""
 
 HPARAM_METRICS = ("best/eval/loss", "best/step", "eval/loss", "eval/train_gap", "eval/exact_match", "train/loss")
 AGAINST_TOKENS = ("train/loss", "eval/loss")
@@ -97,12 +88,11 @@ def _session_start(identity: RunIdentity, settings: Settings) -> list[Any]:
     """Summaries for the HParams plugin, written by hand: torch's ``hparams`` cannot say when and how a run ended."""
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-    names = [*HPARAMS, *(axis for axis in identity.axes if axis not in HPARAMS)]
     start = plugin_data_pb2.SessionStartInfo(group_name=identity.trial_id, start_time_secs=time.time())
     experiment = api_pb2.Experiment(
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in HPARAM_METRICS]
     )
-    for name in names:
+    for name in identity.axes or HPARAMS:
         value = identity.axes.get(name, settings.get(name))
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         start.hparams[name].CopyFrom(_as_value(value))

@@ -96,6 +96,7 @@ def test_the_hparams_plugin_compares_the_trials_of_a_sweep(tmp_path: Path) -> No
     by_rate = {round(group.hparams["train.learning_rate"].number_value, 3): group for group in groups}
     (metric,) = [value for value in by_rate[0.002].metric_values if value.name.tag == "best/eval/loss"]
     assert metric.value == pytest.approx(0.5)
+    assert set(groups[0].hparams) == {"train.learning_rate"}  # what differs
     statuses = {rate: group.sessions[0].status for rate, group in by_rate.items()}
     assert statuses == {
         0.001: api_pb2.STATUS_SUCCESS,
@@ -106,7 +107,7 @@ def test_the_hparams_plugin_compares_the_trials_of_a_sweep(tmp_path: Path) -> No
 
 def test_a_run_that_was_killed_has_its_row(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path / "a" / "tensorboard")
-    tracker.start(RunIdentity("x", "grid", "lr", axes={"train.learning_rate": 1e-3}), SETTINGS)
+    tracker.start(RunIdentity("x", "grid", "lr"), SETTINGS)
     (group,) = session_groups(tmp_path)  # nothing was finished or closed
     assert group.hparams["model.name"].string_value == "tiny"
     assert group.sessions[0].status == api_pb2.STATUS_UNKNOWN
