@@ -1,5 +1,6 @@
 """No tracker can stop, slow or change a run: each breaks here in every method and every way."""
 
+import os
 import random
 import threading
 import time
@@ -157,6 +158,25 @@ def test_a_tracker_that_is_not_installed_becomes_a_note(
         "trackio stopped in start: MissingDependencyError: trackio is not installed: pip install trackio",
         "wandb stopped in start: MissingDependencyError: wandb is not installed: pip install wandb",
     ]
+
+
+def test_a_tracker_that_cannot_write_becomes_a_note(folder: RunFolder, identity: RunIdentity) -> None:
+    folder.tensorboard.write_text("a file is in the way")
+    (folder.wandb / "wandb").write_text("a file is in the way")
+    trackers = build_trackers(run_config("tensorboard", "wandb"), folder, identity)
+    trackers.log(EVENT)
+    notes = sorted(trackers.finish("completed", {}))
+    assert notes[0].startswith("tensorboard stopped in start: ")
+    assert notes[1].startswith("wandb stopped in start: NotADirectoryError")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission_becomes_a_note(folder: RunFolder, identity: RunIdentity) -> None:
+    folder.path.chmod(0o555)
+    trackers = build_trackers(run_config("tensorboard"), folder, identity)
+    (note,) = trackers.finish("completed", {})
+    folder.path.chmod(0o755)
+    assert note.startswith("tensorboard stopped in start: PermissionError")
 
 
 def test_trackers_leave_random_state_alone(folder: RunFolder, identity: RunIdentity) -> None:
