@@ -13,19 +13,34 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
-from sft_experiments.errors import SftError
+from sft_experiments.errors import ConfigError, SftError
 from sft_experiments.run.launch import run_trial
-from sft_experiments.run.trial import Request, plan_trial
+from sft_experiments.run.trial import Request, Trial, plan_trial
 from sft_experiments.show import show_outcome, show_plan
 from sft_experiments.training.model_gate import check_model_source
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+FROM = "--from"
 DRY_RUN = "--dry-run"
 
 
 def train(arguments: list[str]) -> int:
-    """`sft train`: one run, or with -m every combination of the values given."""
+    """`sft train`: one run, or with -m every combination of the values given; --from RUN_DIR: a recorded run again."""
+    if FROM in arguments:
+        return train_from(arguments)
     return run_app("sft train", arguments)
+
+
+def train_from(arguments: list[str]) -> int:
+    """`sft train --from RUN_DIR [key=value ...]`: the recorded config with changes; unchanged, the same trial."""
+    from sft_experiments.model_use.recorded import recorded_run
+
+    position = arguments.index(FROM)
+    if position + 1 == len(arguments):
+        raise ConfigError("--from needs the folder of a run: sft train --from RUN_DIR [key=value ...]")
+    overrides = arguments[:position] + arguments[position + 2 :]
+    run_planned(plan_trial(*recorded_run(Path(arguments[position + 1]), overrides)))
+    return 0
 
 
 def sweep(arguments: list[str]) -> int:
@@ -79,7 +94,11 @@ def run_composed(composed: DictConfig) -> float:
     Raises one of our errors, which survive the way between processes.
     """
     register()  # a launcher may run this in a fresh process
-    trial = plan_trial(composed, request_from_hydra())
+    return run_planned(plan_trial(composed, request_from_hydra()))
+
+
+def run_planned(trial: Trial) -> float:
+    """Look at the model, show the plan, train, show the result. Returns the objective."""
     check_model_source(trial.config.model)
     show_plan(trial)
     record = run_trial(trial)

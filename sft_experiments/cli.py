@@ -27,6 +27,14 @@ COMMANDS = {
     "compare": ("sft_experiments.report.commands", "the ranked table of the runs below some folders"),
     "report": ("sft_experiments.report.commands", "one HTML page about a sweep, to open in a browser"),
     "best": ("sft_experiments.report.commands", "the best run: its folder and the commands that use it"),
+    "eval": (
+        "sft_experiments.model_use.commands",
+        "score a finished run's model on other data, with the same objective",
+    ),
+    "chat": ("sft_experiments.model_use.commands", "talk to a finished run's model in the terminal"),
+    "export": ("sft_experiments.model_use.commands", "a finished run's model (merged if LoRA) with a model card"),
+    "status": ("sft_experiments.sweep.commands", "the trials of a sweep, seen from another shell"),
+    "cache": ("sft_experiments.data.commands", "list or clear the prepared data"),
 }
 INTERRUPTED = 130
 
@@ -64,7 +72,7 @@ def run(name: str, arguments: list[str]) -> int:
         return int(getattr(module, name)(arguments))
     parser = ArgumentParser(prog=f"sft {name}", description=summary)
     getattr(module, f"add_{name}_arguments")(parser)
-    return int(getattr(module, f"run_{name}")(parser.parse_args(arguments)))
+    return int(getattr(module, f"run_{name}")(parser.parse_intermixed_args(arguments)))
 
 
 def help_text() -> str:

@@ -41,6 +41,11 @@ def values_table(values: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def show_notes(notes: list[str]) -> None:
+    """What happened on the way; how to sync W&B is said with the other commands."""
+    show_warnings([note for note in notes if "wandb sync" not in note])
+
+
 def show_warnings(warnings: list[str]) -> None:
     for warning in warnings:
         console.print(Text(f"  note: {warning}", style="yellow"))
@@ -54,8 +59,7 @@ def show_outcome(folder: RunFolder, record: Record) -> None:
         f" (step {best} of {record.metrics.get('total_steps')}, {record.timings.get('total', 0):.0f} s)"
     )
     console.print(f"  model      {folder.model}")
-    for note in record.notes:
-        console.print(Text(f"  note: {note}", style="yellow"))
+    show_notes(record.notes)
     show_where_to_look(folder.path, record.config)
 
 
@@ -91,23 +95,24 @@ def batch_table(trials: list[Trial]) -> Table:
     return table
 
 
-def show_sweep_outcome(sweep: Sweep, trials: list[Trial]) -> int:
+def show_sweep_outcome(sweep: Sweep, trials: list[Trial], notes: list[str]) -> int:
     """The ranked table, every failure, and where to look next. Returns how many trials did not complete."""
     from sft_experiments.report.compare import print_ranked_table
-    from sft_experiments.report.write import write_report
+    from sft_experiments.report.write import REPORT_FILE
 
     records = [read_record(trial.folder) for trial in trials]
     failed = [
         (trial, record) for trial, record in zip(trials, records, strict=True) if record.status is not Status.completed
     ]
     console.print()
-    print_ranked_table([sweep.folder], console)
+    print_ranked_table([sweep.folder], Console(highlight=False))
     for trial, record in failed:
         reason = record.failure.message if record.failure else "not finished"
         console.print(Text(f"{record.status.value}: {record.label or trial.id}: {reason}", style="red"))
         console.print(Text(f"  log: {trial.folder.log}", style="dim"))
-    if len(failed) < len(trials):
-        console.print(f"  report     {write_report(sweep.folder)}")
+    show_notes(notes)
+    if (sweep.folder / REPORT_FILE).is_file():
+        console.print(f"  report     {sweep.folder / REPORT_FILE}")
     show_where_to_look(sweep.folder, trials[0].record.config)
     return len(failed)
 
@@ -121,10 +126,10 @@ def show_where_to_look(folder: Path, config: dict[str, Any]) -> None:
         console.print(f"  curves     tensorboard --logdir {quoted}")
     offline = sorted(folder.rglob("wandb/offline-run-*"))
     if "wandb" in trackers and offline:
-        pattern = "wandb/offline-run-*" if offline[0].parent.parent == folder else "*/wandb/offline-run-*"
-        console.print(
-            f"  W&B        wandb sync {quoted}/{pattern}    [dim]({len(offline)} offline run(s); needs a key)[/dim]"
-        )
+        depths = sorted({len(run.relative_to(folder).parts) - 2 for run in offline})
+        places = " ".join(quoted + "/*" * depth + "/wandb/offline-run-*" for depth in depths)
+        runs = "run" if len(offline) == 1 else "runs"
+        console.print(f"  W&B        wandb sync {places}    [dim]({len(offline)} offline {runs}; needs a key)[/dim]")
 
 
 def number(value: Any) -> str:

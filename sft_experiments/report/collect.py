@@ -1,14 +1,13 @@
 """Find run folders below some directories and read their records, tolerating broken ones."""
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.folder import RunFolder, find_run_folders
 from sft_experiments.run.record import Record, read_record
 
 
@@ -48,7 +47,7 @@ def collect_runs(directories: Iterable[Path]) -> Collection:
     for directory in directories:
         if not directory.is_dir():
             raise RunFolderError(f"{directory} is not a folder; give a sweep's folder or a run's folder")
-        found = set(_record_folders(directory.resolve()))
+        found = {folder.path for folder in find_run_folders(directory.resolve())}
         if not found:
             raise RunFolderError(f"{directory} holds no run: no record.json at or below it")
         paths |= found
@@ -102,25 +101,3 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _record_folders(directory: Path) -> Iterator[Path]:
-    """Folders with a record. Does not look inside them: checkpoints and trackers hold thousands of files."""
-    pending = [str(directory)]
-    while pending:
-        current = pending.pop()
-        subfolders = []
-        is_run = False
-        try:
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.name == "record.json":
-                        is_run = True
-                    elif entry.is_dir(follow_symlinks=False):
-                        subfolders.append(entry.path)
-        except PermissionError as error:
-            raise RunFolderError(f"{current} cannot be read: {error.strerror}") from error
-        if is_run:
-            yield Path(current)
-        else:
-            pending.extend(subfolders)

@@ -18,6 +18,7 @@ def write_text_atomically(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
@@ -28,6 +29,13 @@ def write_text_atomically(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    """The permissions that this process withholds; the system tells only by setting them."""
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
 
 
 def write_json_atomically(path: Path, content: Any) -> None:

@@ -1,7 +1,11 @@
 """The run folder: the interface between planning, training and comparing. One property per file."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from sft_experiments.errors import RunFolderError
 
 
 @dataclass(frozen=True)
@@ -70,5 +74,24 @@ class RunFolder:
 
 
 def find_run_folders(root: Path) -> list[RunFolder]:
-    """Every run folder at or below ``root`` (those that hold a record), sorted by path."""
-    return sorted((RunFolder(file.parent) for file in root.rglob("record.json")), key=lambda folder: folder.path)
+    """Every run folder at or below ``root`` (those that hold a record), sorted by path.
+
+    Does not look inside them (checkpoints and trackers hold thousands of files), nor into hidden folders, where
+    superseded runs lie. Raises ``RunFolderError`` for a folder that cannot be read.
+    """
+    return sorted(map(RunFolder, _record_folders(root)), key=lambda folder: folder.path)
+
+
+def _record_folders(root: Path) -> Iterator[Path]:
+    pending = [str(root)]
+    while pending:
+        current = pending.pop()
+        try:
+            with os.scandir(current) as entries:
+                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except PermissionError as error:
+            raise RunFolderError(f"{current} cannot be read: {error.strerror}") from error
+        if "record.json" in found:
+            yield Path(current)
+        else:
+            pending.extend(f"{current}/{name}" for name, is_folder in found.items() if is_folder and name[0] != ".")

@@ -26,6 +26,7 @@ def run_trial(trial: Trial) -> Record:
         raise RunFolderError(f"{trial.folder.path} is in use: this trial is already being trained by another process")
     if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
         return earlier
+    trial.start_over()
     record = _attempt(trial)
     while (smaller := smaller_batch(trial, record)) is not None:
         trial = smaller

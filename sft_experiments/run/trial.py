@@ -19,6 +19,7 @@ from sft_experiments.run.record import Record, Status, read_record, utc_now
 from sft_experiments.schema import Config
 
 LONGEST_LABEL = 80  # characters of a folder name
+SUPERSEDED = ".superseded"
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,19 @@ class Trial:
     def write(self) -> None:
         """Write config.yaml, plan.json and a pending record that continues an earlier one."""
         earlier = self.recorded()
-        if earlier is not None and not self.config.rerun:
+        if earlier is not None:
             self.record.attempts, self.record.created_at = earlier.attempts, earlier.created_at
         write_text_atomically(self.folder.config, OmegaConf.to_yaml(OmegaConf.create(self.record.config)))
         write_json_atomically(self.folder.plan, self.record.plan)
         self.record.write(self.folder)
+
+    def start_over(self) -> None:
+        """For rerun=true: move what an earlier launch left into a hidden folder beside it. Nothing is overwritten."""
+        if self.config.rerun and self.folder.record.is_file():
+            kept = self.folder.path.parent / SUPERSEDED
+            kept.mkdir(exist_ok=True)
+            number = sum(1 for _ in kept.glob(f"*{self.id}.*")) + 1
+            self.folder.path.rename(kept / f"{self.folder.path.name}.{number}")
 
     def recorded(self) -> Optional[Record]:
         """What an earlier launch of the same trial left, if anything."""

@@ -21,6 +21,7 @@ STYLES = {
     Status.preempted: "magenta",
     Status.pruned: "cyan",
 }
+WIDTHS = {"status": 9, "step": 9, "loss": 6, "eval": 6, "tokens/s": 8, "time": 6}  # the label gets what is left
 TAIL_BYTES = 4096  # enough for the last few lines of metrics.jsonl
 
 
@@ -47,7 +48,9 @@ class Board:
 
     def _row(self, folder: RunFolder) -> Row:
         record = read_record(folder)
-        return Row(folder, record.label or record.trial_id, record.status, seconds=record.timings.get("total", 0.0))
+        seconds, steps = record.timings.get("total", 0.0), record.plan.get("steps", {}).get("total_steps", 0)
+        label = short_label(record.label) or record.trial_id
+        return Row(folder, label, record.status, steps, latest_metrics(folder), seconds)
 
     def started(self, folder: RunFolder) -> None:
         row = self.rows[folder.path]
@@ -119,8 +122,8 @@ class LiveBoard(Board):
         title = f"{self.num_ended} of {len(self.rows)} trials" + (f", about {duration(left)} left" if left else "")
         table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
         table.add_column("trial", overflow="ellipsis", no_wrap=True, ratio=1)
-        for header in ("status", "step", "loss", "eval", "tokens/s", "time"):
-            table.add_column(header, justify="right", no_wrap=True)
+        for header, width in WIDTHS.items():
+            table.add_column(header, justify="right", no_wrap=True, min_width=width)
         for row in self.rows.values():
             table.add_row(row.label, *cells(row), style=STYLES.get(row.status, "red"))
         return table
@@ -138,6 +141,11 @@ def cells(row: Row) -> list[str]:
         f"{latest['train/tokens_per_second']:,.0f}" if latest.get("train/tokens_per_second") else "",
         duration(seconds) if seconds else "",
     ]
+
+
+def short_label(label: str) -> str:
+    """The two axes of every default sweep by their usual short names, so that a row fits 80 columns."""
+    return label.replace("learning_rate=", "lr=").replace("effective_batch_size=", "batch=")
 
 
 def share_done(row: Row) -> float:

@@ -25,6 +25,7 @@ from sft_experiments.run.identity import NOT_IDENTITY, digest, without
 from sft_experiments.run.lock import hold
 from sft_experiments.run.trial import Trial, folder_name, plan_trial
 from sft_experiments.sweep.concurrency import concurrent_trials
+from sft_experiments.sweep.finish import finish_sweep
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.training.model_gate import check_model_source
 
@@ -53,7 +54,8 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         show_sweep_plan(plans, list(trials.values()))
         point_hydra_at(master, plans.folder)
         returns = list(launcher.launch([list(overrides) for overrides in trials], 0))
-    failed = show_sweep_outcome(plans, list(trials.values()))
+        notes = finish_sweep(plans, list(trials.values()))
+    failed = show_sweep_outcome(plans, list(trials.values()), notes)
     if failed:
         raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
     return returns
@@ -179,12 +181,15 @@ def axis_keys(cells: list[Cell]) -> list[str]:
 
 
 def fixed_hash(master: DictConfig, axes: list[str]) -> str:
-    """A hash of everything that decides results and is not an axis, so that a changed setting is a new sweep."""
+    """A hash of everything that decides results and is not an axis, so that a changed setting is a new sweep.
+
+    Seeds are left out: replicas that are added later belong beside the cells they replicate.
+    """
     values = as_mapping(master, resolve=False)
     values.pop("hydra", None)
     files = {key: select(values, key) for key in ("dataset.train_files", "dataset.validation_files")}
     fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in axes}
-    return digest([without(values, (*NOT_IDENTITY, *axes)), fixed_files])
+    return digest([without(values, (*NOT_IDENTITY, SEED_AXIS, "train.data_seed", *axes)), fixed_files])
 
 
 def sweep_folder(master: DictConfig, cells: list[Cell]) -> Path:

@@ -17,6 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from sft_experiments.errors import TrainingFailed
+from sft_experiments.report.write import write_report
 from sft_experiments.run.launch import settle
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.run.retry import limited, smaller_batch
@@ -85,6 +86,7 @@ class Pool:
     def run(self) -> list[Record]:
         """Run everything that is waiting; returns the records of all trials in the given order."""
         for trial in self.waiting:
+            trial.start_over()
             trial.write()
         if self.waiting:
             warm_up(self.threads)
@@ -124,6 +126,7 @@ class Pool:
             board.retried(job.trial.folder)
             return
         board.ended(job.trial.folder, record)
+        write_report(job.trial.folder.path.parent)
         if self.settings.fail_fast and record.status.is_failure:
             self.waiting.clear()
 

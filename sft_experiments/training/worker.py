@@ -34,6 +34,7 @@ from sft_experiments.training.environment import describe_environment
 from sft_experiments.training.session import train_in_folder
 
 SIGNAL_EXIT = 128
+LONGEST_REASON = 400  # characters of a failure's message in the record; the log holds all of it
 
 
 def main(arguments: list[str]) -> int:
@@ -106,7 +107,8 @@ def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
         print(redact_text(traceback.format_exc()), file=sys.stderr)
     sys.stderr.flush()
     record.status = status_of(error)
-    record.failure = Failure(type(error).__name__, message.splitlines()[0], log_tail(folder))
+    reason = "; ".join(line.strip() for line in message.splitlines())[:LONGEST_REASON]
+    record.failure = Failure(type(error).__name__, reason, log_tail(folder))
     return error.exit_code if isinstance(error, SftError) else 1
 
 
