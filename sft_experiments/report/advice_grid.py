@@ -82,7 +82,7 @@ def noise_rule(evidence: Evidence) -> Advice | None:
         most = max(len(cell.runs) for cell in close)
         seeds = min(max(seeds_to_separate(gap, noise.standard_deviation), most + 1), max(MAX_SEEDS, most + 1))
         confidence = HIGH
-        finding = f"{len(close)} configurations cannot be told apart: the noise is as large as their differences."
+        finding = f"{len(close)} configurations cannot be told apart with the seeds there are."
         proof = f"spread between seeds {noise.standard_deviation:.4f}; the best two differ by {gap:.4f}"
     axes = {axis: _values_of(close, axis) for axis in evidence.run.record.axes if axis in comparison.keys}
     return Advice(

@@ -14,6 +14,6 @@ def print_advice(found: Sequence[Advice], console: Console) -> None:
     for advice in found:
         console.print()
         console.print(Text.assemble((advice.finding, "bold"), (f"  [confidence {advice.confidence}]", "dim")))
-        console.print(Padding(Text(advice.evidence), (0, 0, 0, 2)))
-        console.print(Padding(Text(advice.action), (0, 0, 0, 2)))
+        console.print(Padding(Text(advice.evidence), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(advice.action), (0, 0, 0, 2), expand=False))
         console.print(Text(f"    {advice.command}", style="cyan"), soft_wrap=True)

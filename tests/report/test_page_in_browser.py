@@ -102,6 +102,10 @@ def test_hostile_rows_are_inert_and_shown_as_text(open_page: Callable[..., Any])
     page = open_page()
     assert page.execute_script("return window.hacked === undefined")
     assert count(page, "main img") == 0
+    legend = page.execute_script("return document.querySelector('#health .legendtext').textContent")
+    assert legend.startswith(
+        "</script><script>"
+    )  # the plotting library reads some HTML in labels: none is left to read
     assert "onerror" in page.execute_script("return document.querySelector('.samples').textContent")
 
 
