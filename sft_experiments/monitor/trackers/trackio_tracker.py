@@ -36,11 +36,12 @@ class TrackioTracker:
         )
 
     def log(self, event: Event) -> None:
-        self._run.log(event, step=int(event["step"]))
+        known = {name: value for name, value in event.items() if name not in ("step", "time")}  # trackio's own names
+        self._run.log(known, step=int(event["step"]))
 
     def alert(self, alert: Alert) -> None:
         level = self._trackio.AlertLevel.ERROR if alert.policy == "stop" else self._trackio.AlertLevel.WARN
-        self._run.alert(alert.rule, text=alert.message, level=level)
+        self._run.alert(alert.rule, text=alert.message, level=level, step=alert.step)
 
     def samples(self, samples: list[Sample]) -> None:
         """Not shown there: trackio keeps numbers."""

@@ -116,7 +116,7 @@ class WandbTracker:
 
 
 def _tags(tags: list[str], settings: Settings) -> list[str]:
-    found = [str(settings[key]) for key in TAGGED if settings.get(key)]
+    found = [str(settings[key]) for key in TAGGED if settings.get(key) not in (None, "", "none")]
     return [tag[:LONGEST_TAG] for tag in dict.fromkeys([*tags, *found])]
 
 
