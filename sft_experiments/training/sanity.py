@@ -41,6 +41,7 @@ from sft_experiments.training.sanity_items import (
     judge_end_probability,
     judge_labels,
     judge_loss,
+    judge_trajectory,
     worst,
 )
 from sft_experiments.training.sanity_probe import Probe, look
@@ -161,6 +162,8 @@ def _train(
         watch = Watch()
         trainer.add_callback(watch)
         report.items.append(_trainable_item(trainer.model))
+        if report.verdict == "fail":
+            return
         looked = trainer.accelerator.unwrap_model(trainer.model), rows, report.data.prompts[:NUM_PROMPTS]
         before = look(*looked, report.tokenizer, end_ids, limit)
         trainer.train()
@@ -174,6 +177,7 @@ def _judge(report: SanityReport, before: Probe, after: Probe) -> None:
     report.answers_before, report.answers_after = before.answers, after.answers
     report.items.append(judge_loss(before.row_losses, after.row_losses))
     optional = [
+        judge_trajectory(report.trajectory),
         judge_end_probability(before.end_probability, after.end_probability),
         judge_answers(before.answers, after.answers),
     ]

@@ -28,7 +28,7 @@ FAILED = 1
 def check(arguments: list[str]) -> int:
     """`sft check [--rows N --steps N --show-rows N --html FILE --json] [overrides]`."""
     options, overrides = _options().parse_known_args(arguments)
-    if not 2 <= options.rows or not 1 <= options.steps:
+    if not options.rows >= 2 or not options.steps >= 1:
         raise ConfigError(f"--rows {options.rows} --steps {options.steps}: needs at least 2 rows and 1 step")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -107,11 +107,13 @@ def as_dict(report: SanityReport) -> dict[str, Any]:
 def page(report: SanityReport, show_rows: int) -> str:
     """One page: the items, the answers, and rows with their supervised tokens marked."""
     items = "".join(
-        f"<tr><td>{item.verdict}</td><th>{escape(item.name)}</th><td>{escape(item.found)}<br><b>{escape(item.next_step)}</b></td></tr>"
+        f"<tr><td>{item.verdict}</td><th>{escape(item.name)}</th>"
+        f"<td>{escape(item.found)}<br><b>{escape(item.next_step)}</b></td></tr>"
         for item in report.items
     )
     answers = "".join(
-        f"<dt>{escape(_last_lines(before.prompt))}</dt><dd>before {escape(_said(before))}<br>after {escape(_said(after))}</dd>"
+        f"<dt>{escape(_last_lines(before.prompt))}</dt>"
+        f"<dd>before {escape(_said(before))}<br>after {escape(_said(after))}</dd>"
         for before, after in zip(report.answers_before, report.answers_after, strict=True)
     )
     body = f"<h1>Check: {report.verdict}</h1><table>{items}</table><dl>{answers}</dl>"

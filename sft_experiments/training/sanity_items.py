@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 NOISE = 2.0  # standard errors of the paired difference: below, a fall in loss may be chance
+WARN_ABOVE, FAIL_ABOVE = 2.0, 4.0  # times the first training loss
 LONGEST_UNIT = 8  # tokens of a phrase that is looked for when it repeats
 REPETITIONS = 4  # in a row, at the end of an answer
 
@@ -58,6 +59,21 @@ def judge_loss(before: Sequence[float], after: Sequence[float]) -> Item:
     if statistics.fmean(falls) < -NOISE * error:
         return Item(name, "fail", found, "the loss rises: lower train.learning_rate by 3 to 10")
     return Item(name, "warn", found, "no clear fall in so few steps: try --steps 40, or a higher train.learning_rate")
+
+
+def judge_trajectory(losses: Sequence[float]) -> Optional[Item]:
+    """The training loss of each step, on other rows every time: noisy, but it never multiplies in good health.
+
+    A model that exploded may land below its first loss again, with constant answers.
+    """
+    if not losses:
+        return None
+    highest = max(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
+    found = f"from {losses[0]:.4g}, at most {highest:.4g}"
+    if highest <= WARN_ABOVE * losses[0]:
+        return Item("loss by step", "pass", found)
+    step = "the loss explodes on the way: lower train.learning_rate by 3 to 10, or warm up longer"
+    return Item("loss by step", "warn" if highest <= FAIL_ABOVE * losses[0] else "fail", found, step)
 
 
 def judge_labels(rows: Sequence[dict[str, list[int]]], end_ids: set[int]) -> list[Item]:

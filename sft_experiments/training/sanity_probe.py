@@ -31,7 +31,7 @@ def look(
     end_ids: set[int],
     max_new_tokens: int,
 ) -> Probe:
-    """Losses and end-of-turn probability on ``rows``, greedy answers to ``prompts``. The model is as before afterwards."""
+    """Losses and end-of-turn probability on ``rows``, greedy answers to ``prompts``. The model is left as it was."""
     losses: list[float] = []
     ends: list[float] = []
     with ready_to_generate(model):
@@ -48,7 +48,7 @@ def look(
 
 
 def label_log_probs(model: Any, row: dict[str, list[int]]) -> tuple[Tensor, Tensor]:
-    """Log-probability of each supervised token of one row, and the tokens; documents of a pack do not see each other."""
+    """Log-probability of each supervised token of one row, and the tokens; packed documents do not see each other."""
     device = model.device
     ids = torch.tensor([row["input_ids"]], device=device)
     labels = torch.tensor(row["labels"], device=device)

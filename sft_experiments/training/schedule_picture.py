@@ -8,6 +8,7 @@ from sft_experiments.plan.device import installed
 from sft_experiments.run.files import write_text_atomically
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
+STYLE = "body{font:15px system-ui;margin:2em}td,th{padding:.2em .8em;text-align:right}th:first-child{text-align:left}"
 WIDTH, HEIGHT, MARGIN = 900, 420, 60
 MOST_POINTS = 500  # of a line; more cannot be seen
 
@@ -26,8 +27,8 @@ def write_html(file: Path, lines: Lines, points: list[int]) -> Path:
     write_text_atomically(
         file,
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Learning-rate schedules</title>'
-        "<style>body{font:15px system-ui;margin:2em}td,th{padding:.2em .8em;text-align:right}th:first-child{text-align:left}"
-        f"</style><h1>Learning-rate schedules</h1>{_svg(lines)}<table><tr><th>step</th>{head}</tr>{rows}</table></html>\n",
+        f"<style>{STYLE}</style><h1>Learning-rate schedules</h1>{_svg(lines)}"
+        f"<table><tr><th>step</th>{head}</tr>{rows}</table></html>\n",
     )
     return file
 
@@ -47,9 +48,8 @@ def _svg(lines: Lines) -> str:
     for (name, rates), colour in zip(lines.items(), COLOURS, strict=False):
         places = [_place(step, rates[step], steps, highest) for step in _thinned(len(rates))]
         path = " ".join(f"{x},{y}" for x, y in places)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>'
-        )
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2">')
+        parts.append(f"<title>{escape(name)}</title></polyline>")
     return "".join([*parts, "</svg>"])
 
 
