@@ -25,8 +25,7 @@ class MaskProof:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) -> None:
         self._tokenizer = tokenizer
         self._train_on = train_on
-        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        self._end_tokens = added | ({tokenizer.eos_token_id} - {None})
+        self._end_tokens = _possible_ends(tokenizer)
         self._blank: dict[int, bool] = {}
         self.num_decoded = 0
         self.end_of_turn_ids: set[int] = set()  # the end tokens seen: generation must stop at them
@@ -121,6 +120,13 @@ class MaskProof:
         if squash(decoded) == squash(again):  # the tokenizer normalises text; the same tokens are supervised
             return None
         return f"a token joins the assistant's text with what is beside it: {decoded[:30]!r} for {expected[:30]!r}"
+
+
+def _possible_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that can end a turn: the end token and added ones, but no closing tag such as </tool_call>."""
+    added = tokenizer.added_tokens_decoder.items()
+    ends = {index for index, token in added if token.special or not token.content.startswith("</")}
+    return ends | ({tokenizer.eos_token_id} - {None})
 
 
 def squash(text: str) -> str:

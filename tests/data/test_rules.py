@@ -183,3 +183,10 @@ def test_odd_rows_are_counted_and_never_crash(prepare, write_jsonl, name):
     report = prepare(train_files=[str(file)], validation_fraction=0.0, rules=rules).report
     assert report.splits["train"].dropped == {rule: 1}
     assert "rows.jsonl:31" in findings_of(report, rule)[0]["examples"][0]
+
+
+def test_the_documented_policies_are_the_defaults():
+    defaults = OmegaConf.load(Path(conf_dir()) / "dataset" / "base" / "source.yaml").rules
+    lines = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    documented = {line.split("`")[1]: line.split("|")[-2].strip() for line in lines if line.startswith("| `")}
+    assert {rule: documented.get(rule) for rule in defaults} == dict(defaults)
