@@ -20,8 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 LABELLED_ROWS = "labelled_rows"
 TRL_FUSED = "trl_fused"
 
-# Rows of logits held at a time. Of 16 to 4096 rows, 256 was best or near it for each vocabulary (8k, 32k), width and
-# type (fp32, bf16) tried (benchmarks/kernels.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
+# Rows of logits held at a time. 256 costs within 10% of all rows at once on the CPU, in fp32 and bf16, for vocabularies
+# of 8k and 32k (benchmarks/kernels.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
 ROWS_PER_BLOCK = 256
 
 # What a config may do to the logits after the output layer, and the value that means "nothing".
@@ -125,6 +125,13 @@ def rows_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     return sums
 
 
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right in fp32; ``total`` is changed in place."""
+    if total is None:
+        return (left @ right).float()
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
+
+
 class _RowsLoss(torch.autograd.Function):
     """Loss and gradients block by block in the forward pass; the backward pass only scales them."""
 
@@ -136,7 +143,7 @@ class _RowsLoss(torch.autograd.Function):
         rows, matrix = hidden.to(dtype), weight.to(dtype)
         shift = None if bias is None else bias.to(dtype)
         grad_hidden = torch.empty_like(rows) if wants_hidden else None
-        grad_weight = torch.zeros_like(matrix, dtype=torch.float32) if wants_weight else None
+        grad_weight = torch.zeros_like(matrix, dtype=torch.float32) if wants_weight and not len(targets) else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         nats = torch.zeros((), device=hidden.device, dtype=torch.float32)
         num_correct = torch.zeros((), device=hidden.device, dtype=torch.int64)
@@ -147,7 +154,7 @@ class _RowsLoss(torch.autograd.Function):
             own = log_probs.gather(1, labels)
             nats -= own.sum()
             num_correct += (own == log_probs.amax(-1, keepdim=True)).sum()
-            if grad_hidden is None and grad_weight is None and grad_bias is None:
+            if not (wants_hidden or wants_weight or wants_bias):
                 continue
             # d loss / d logits = probabilities - one-hot(label)
             logits_grad = log_probs.exp_().scatter_add_(1, labels, torch.full_like(own, -1.0))
@@ -156,8 +163,8 @@ class _RowsLoss(torch.autograd.Function):
             logits_grad = logits_grad.to(dtype)
             if grad_hidden is not None:
                 torch.mm(logits_grad, matrix, out=grad_hidden[block])
-            if grad_weight is not None:
-                grad_weight += logits_grad.t() @ rows[block]
+            if wants_weight:
+                grad_weight = _add_product(grad_weight, logits_grad.t(), rows[block])
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(num_correct)
