@@ -1,5 +1,7 @@
 """Fixtures of the monitor room: the shipped settings, and a network that is not there."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,12 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def shipped_monitor() -> MonitorConfig:
+    """A copy that a test may change."""
+    return copy.deepcopy(_shipped_monitor())
+
+
+@cache
+def _shipped_monitor() -> MonitorConfig:
     values = OmegaConf.merge(OmegaConf.structured(MonitorConfig), OmegaConf.load(CONF / "monitor/default.yaml"))
     config = OmegaConf.to_object(values)
     assert isinstance(config, MonitorConfig)

@@ -1,10 +1,12 @@
 """Event streams to judge: healthy ones, made up from a seed or recorded, and faults planted into any of them."""
 
+import copy
 import json
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +173,12 @@ class Recording:
 
 
 def recordings() -> list[Recording]:
-    """tests/monitor/healthy_runs.json: one run per line, a column per metric."""
+    """tests/monitor/healthy_runs.json: one run per line, a column per metric. A copy that a test may change."""
+    return copy.deepcopy(_recordings())
+
+
+@cache
+def _recordings() -> list[Recording]:
     return [_recording(run) for run in json.loads(Path(__file__).with_name("healthy_runs.json").read_text())]
 
 

@@ -35,6 +35,7 @@ class TensorBoardTracker:
         self.notes: list[str] = []
         self._folder = folder
         self._last_step = 0
+        self._by_tokens: Any = None
 
     def start(self, identity: RunIdentity, settings: Settings) -> None:
         try:
@@ -43,8 +44,7 @@ class TensorBoardTracker:
             raise MissingDependencyError("tensorboard is not installed: pip install tensorboard") from None
         purge = None if identity.resumed_step == NOTHING_KEPT else identity.resumed_step + 1
         self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=10)
-        # Same tags, tokens as the step: a run of its own beside the first, because a tag has one step axis.
-        self._by_tokens: Any = SummaryWriter(str(self._folder / "by_tokens"), flush_secs=10)
+        self._resumed = purge is not None
         for summary in _session_start(identity, settings):
             _add_summary(self._writer, summary)
         self._writer.add_text("config", _table(settings), 0)
@@ -57,7 +57,7 @@ class TensorBoardTracker:
         self._writer.add_scalar("tokens", event["tokens"], step)
         for name in AGAINST_TOKENS:
             if name in event:
-                self._by_tokens.add_scalar(name, event[name], int(event["tokens"]))
+                self._against_tokens(int(event["tokens"])).add_scalar(name, event[name], int(event["tokens"]))
 
     def alert(self, alert: Alert) -> None:
         self._writer.add_text(f"alerts/{alert.rule}", f"**{alert.policy}** {alert.message}", alert.step)
@@ -73,10 +73,20 @@ class TensorBoardTracker:
                 self._writer.add_scalar(name, value, self._last_step)
         _add_summary(self._writer, _session_end(status))
         self._writer.close()
-        self._by_tokens.close()
+        if self._by_tokens is not None:
+            self._by_tokens.close()
 
     def abandon(self) -> None:
         """Nothing to do: the writer's threads are daemons."""
+
+    def _against_tokens(self, tokens: int) -> Any:
+        """A run of its own beside the first, because a tag has one step axis. What a resumed run repeats goes."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._by_tokens is None:
+            purge = tokens if self._resumed else None
+            self._by_tokens = SummaryWriter(str(self._folder / "by_tokens"), purge_step=purge, flush_secs=10)
+        return self._by_tokens
 
 
 def _add_summary(writer: Any, summary: Any) -> None:

@@ -117,16 +117,15 @@ def test_a_resumed_run_replaces_the_steps_that_it_trains_again(tmp_path: Path) -
     first = TensorBoardTracker(tmp_path)
     first.start(RunIdentity("x", "grid", "lr"), SETTINGS)
     for step in (10, 20, 30):
-        first.log({"step": step, "tokens": step, "epoch": 0, "time": 0, "train/loss": 1.0})
+        first.log({"step": step, "tokens": 7 * step, "epoch": 0, "time": 0, "train/loss": 1.0})
     first._writer.close()  # killed at step 30; the last checkpoint was at 20
+    first._by_tokens.close()
     resumed = TensorBoardTracker(tmp_path)
     resumed.start(RunIdentity("x", "grid", "lr", resumed_step=20), SETTINGS)
     for step in (30, 40):
-        resumed.log({"step": step, "tokens": step, "epoch": 0, "time": 0, "train/loss": 2.0})
+        resumed.log({"step": step, "tokens": 7 * step, "epoch": 0, "time": 0, "train/loss": 2.0})
     resumed.finish("completed", {})
-    assert [(point.step, point.value) for point in read(tmp_path).Scalars("train/loss")] == [
-        (10, 1.0),
-        (20, 1.0),
-        (30, 2.0),
-        (40, 2.0),
-    ]
+    expected = [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+    assert [(point.step, point.value) for point in read(tmp_path).Scalars("train/loss")] == expected
+    by_tokens = read(tmp_path / "by_tokens").Scalars("train/loss")
+    assert [(point.step, point.value) for point in by_tokens] == [(7 * step, loss) for step, loss in expected]
