@@ -45,7 +45,7 @@ def heat_map(comparison: Comparison) -> Figure | None:
     if is_grid:
         layout["shapes"] = _outlines(places, xs, ys, axes, best)
     return {
-        "data": [*values, _failures_trace(failed)],
+        "data": [*values, _failures_trace(failed, "markers+text" if is_grid else "markers")],
         "layout": layout,
         "limit": limit,
         "metric": comparison.metric,
@@ -138,10 +138,10 @@ def _points_trace(comparison: Comparison, places: dict[tuple[str, str], Cell], a
     }
 
 
-def _failures_trace(failed: list[tuple[Any, Any, str]]) -> Figure:
+def _failures_trace(failed: list[tuple[Any, Any, str]], mode: str) -> Figure:
     return {
         "type": "scatter",
-        "mode": "markers+text",
+        "mode": mode,
         "role": "failures",
         "x": [_coordinate(x) for x, _, _ in failed],
         "y": [_coordinate(y) for _, y, _ in failed],

@@ -70,15 +70,17 @@ def verdict(cell: Cell, comparison: Comparison) -> str:
     return "≈ best" if cell.within_noise else ""
 
 
-def setting_column(key: str, name: str) -> Column:
-    return Column(name, lambda cell: cell.values.get(key), format_value)
+def setting_column(key: str, name: str, comparison: Comparison) -> Column:
+    """A setting; texts such as model names are aligned to the left."""
+    numeric = all(isinstance(run.values.get(key), int | float | None) for run in comparison.runs)
+    return Column(name, lambda cell: cell.values.get(key), format_value, numeric)
 
 
 def _standard_columns(comparison: Comparison) -> list[Column]:
     names = setting_names(comparison)
     return [
         Column("rank", lambda cell: cell.rank, str),
-        *(setting_column(key, names[key]) for key in comparison.keys),
+        *(setting_column(key, names[key], comparison) for key in comparison.keys),
         Column(comparison.metric, lambda cell: cell.mean, format_score),
         Column("spread", lambda cell: cell.spread, lambda value: "" if value is None else f"{value:.4f}"),
         Column("n", lambda cell: len(cell.runs), str),

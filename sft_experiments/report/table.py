@@ -25,7 +25,7 @@ def render_table(table: Table, width: int) -> RenderableType:
     else:
         parts.append(Text("No completed run with a finite objective: nothing is ranked."))
     if table.comparison.unranked:
-        parts += [Text(""), Text("Not ranked", style="bold"), _unranked_table(table.comparison), Text("")]
+        parts += [Text(""), Text("Not ranked", style="bold"), _unranked_table(table.comparison, width), Text("")]
     parts += [Text(line) for line in footnotes(table.comparison)]
     return Group(*parts)
 
@@ -90,16 +90,18 @@ def _ranked_table(table: Table, columns: list[Column]) -> RichTable:
     return rendered
 
 
-def _unranked_table(comparison: Comparison) -> RichTable:
+def _unranked_table(comparison: Comparison, width: int) -> RichTable:
+    """Status, settings, and the reason in what is left of the line (at least 20 characters)."""
     rendered = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    rendered.add_column(
-        "status", no_wrap=True, min_width=max(len(run.record.status.value) for run in comparison.unranked)
-    )
     names = setting_names(comparison)
+    widths = [max(len(run.record.status.value) for run in comparison.unranked)]
+    rendered.add_column("status", width=widths[0])
     for key in comparison.keys:
-        width = max(len(word) for word in heading(names[key]).split(" "))
-        rendered.add_column(Text(heading(names[key])), justify="right", overflow="fold", min_width=width)
-    rendered.add_column("why", overflow="ellipsis", no_wrap=True, ratio=1)
+        values = [len(format_value(run.values.get(key))) for run in comparison.unranked]
+        widths.append(max(*values, *(len(word) for word in heading(names[key]).split(" "))))
+        rendered.add_column(Text(heading(names[key])), justify="right", overflow="fold", width=widths[-1])
+    rest = max(width - sum(widths) - 2 * len(widths), 20)
+    rendered.add_column("why", overflow="ellipsis", no_wrap=True, width=rest)
     for run in comparison.unranked:
         settings = [Text(format_value(run.values.get(key))) for key in comparison.keys]
         status = Text(run.record.status.value, style=_STATUS_STYLE.get(run.record.status, "red"))

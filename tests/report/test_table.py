@@ -10,7 +10,7 @@ from sft_experiments.report.fields import filter_runs
 from sft_experiments.report.rank import compare_runs
 from sft_experiments.report.rows import build_table
 from sft_experiments.report.table import print_table
-from sft_experiments.run.record import Status
+from sft_experiments.run.record import Failure, Status
 from tests.report.sweep_factory import write_grid, write_run
 
 
@@ -40,10 +40,11 @@ def test_a_wider_screen_shows_more_and_a_narrow_one_says_what_it_hides(tmp_path:
 
 def test_failures_are_listed_below_with_their_class_and_reason(tmp_path: Path) -> None:
     write_run(tmp_path, 1e-3, 8, 0.5)
-    write_run(tmp_path, 2e-3, 8, None, status=Status.oom)
+    write_run(tmp_path, 2e-3, 8, None, status=Status.oom, failure=Failure("E", "loss is nan at step 3" + " x" * 200))
     ranked, _, rest = printed(tmp_path, 100).partition("Not ranked")
     assert "oom" not in ranked
     assert "oom" in rest
+    assert "2e-3" in rest  # a long reason takes no room from the settings
     assert "loss is nan at step 3" in rest
 
 

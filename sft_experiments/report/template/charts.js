@@ -37,9 +37,10 @@ function baseLayout(extra) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--faint"), activecolor: css("--accent") },
   };
   Object.assign(layout, extra);
-  const logarithmic = (one) => (one && one.type === "log" && !one.tickvals ? { dtick: "D2", minorloglabels: "complete" } : {});
+  const logarithmic = (one) => (one && one.type === "log" && !one.tickvals ? { dtick: "D2", minorloglabels: "complete", tickformat: "~g" } : {});
   layout.xaxis = { ...axis, ...logarithmic(extra.xaxis), ...(extra.xaxis || {}) };
   layout.yaxis = { ...axis, ...logarithmic(extra.yaxis), ...(extra.yaxis || {}) };
+  for (const one of [layout.xaxis, layout.yaxis]) if (one.title) one.title = { ...one.title, standoff: 12 };
   return layout;
 }
 
