@@ -57,7 +57,8 @@ class TensorBoardTracker:
         self._writer.add_scalar("tokens", event["tokens"], step)
         for name in AGAINST_TOKENS:
             if name in event:
-                self._against_tokens(int(event["tokens"])).add_scalar(name, event[name], int(event["tokens"]))
+                tokens = int(event["tokens"])
+                self._against_tokens(tokens).add_scalar(f"by_tokens/{name}", event[name], tokens)
 
     def alert(self, alert: Alert) -> None:
         self._writer.add_text(f"alerts/{alert.rule}", f"**{alert.policy}** {alert.message}", alert.step)
@@ -80,7 +81,7 @@ class TensorBoardTracker:
         """Nothing to do: the writer's threads are daemons."""
 
     def _against_tokens(self, tokens: int) -> Any:
-        """A run of its own beside the first, because a tag has one step axis. What a resumed run repeats goes."""
+        """A run of its own beside the first, since a resume drops points by step. What it repeats goes here too."""
         from torch.utils.tensorboard import SummaryWriter
 
         if self._by_tokens is None:

@@ -46,8 +46,8 @@ def test_scalars_have_our_names_and_steps(tmp_path: Path) -> None:
 def test_losses_are_also_against_tokens(tmp_path: Path) -> None:
     write_run(tmp_path, 1e-3)
     events = read(tmp_path / "by_tokens")
-    assert [point.step for point in events.Scalars("train/loss")] == [1000, 2000]
-    assert [point.step for point in events.Scalars("eval/loss")] == [1000, 2000]
+    assert [point.step for point in events.Scalars("by_tokens/train/loss")] == [1000, 2000]
+    assert [point.step for point in events.Scalars("by_tokens/eval/loss")] == [1000, 2000]
 
 
 def test_alerts_and_samples_are_texts(tmp_path: Path) -> None:
@@ -127,5 +127,5 @@ def test_a_resumed_run_replaces_the_steps_that_it_trains_again(tmp_path: Path) -
     resumed.finish("completed", {})
     expected = [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
     assert [(point.step, point.value) for point in read(tmp_path).Scalars("train/loss")] == expected
-    by_tokens = read(tmp_path / "by_tokens").Scalars("train/loss")
+    by_tokens = read(tmp_path / "by_tokens").Scalars("by_tokens/train/loss")
     assert [(point.step, point.value) for point in by_tokens] == [(7 * step, loss) for step, loss in expected]
