@@ -12,7 +12,7 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peft,quant,optuna,joblib]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peft,quant,optuna,joblib,trackio]'
 	@touch $@
 
 .PHONY: setup
@@ -29,6 +29,15 @@ train: $(READY) ## run one training on the embedded demo
 .PHONY: test
 test: $(READY) browser ## run the whole test suite
 	$(BIN)/python -m pytest
+
+# The report is tested in a real browser. Debian's is installed where that is possible without a password; elsewhere
+# those tests are skipped, loudly, unless SFT_REQUIRE_BROWSER=1.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; } || \
+	  echo "no chromium and chromedriver here: the browser tests of the report will be skipped"
 
 .PHONY: check
 check: $(READY) ## lint, format check, types
