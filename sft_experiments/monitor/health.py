@@ -28,6 +28,8 @@ RULES: dict[str, RuleFactory] = {
     "memory_limit": step_rules.MemoryLimit,
     "memory_growth": step_rules.MemoryGrowth,
 }
+NO_THRESHOLD = ("not_finite", "zero_loss")
+NO_WINDOW = ("not_finite", "learning_rate", "memory_limit")
 OUTSIDE = ("stalled",)
 """Signs that no event can show; see stall.py."""
 
@@ -78,6 +80,15 @@ def check_rules(configured: dict[str, HealthRuleConfig]) -> None:
                 f"monitor.rules.{name}.policy=stop: a trainer that hangs cannot be asked to stop; use warn, and"
                 " sweep.timeout_seconds to end such trials"
             )
+        if name in RULES and config.policy is not HealthPolicy.ignore:
+            _check_values(name, config)
+
+
+def _check_values(name: str, config: HealthRuleConfig) -> None:
+    if name not in NO_THRESHOLD and (config.threshold is None or config.threshold < 0):
+        raise ConfigError(f"monitor.rules.{name}.threshold={config.threshold}: must be a number, 0 or more")
+    if name not in NO_WINDOW and (config.window is None or config.window < 1):
+        raise ConfigError(f"monitor.rules.{name}.window={config.window}: must be a whole number, 1 or more")
 
 
 def _is_told(count: int) -> bool:

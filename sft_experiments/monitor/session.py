@@ -15,7 +15,7 @@ from sft_experiments.monitor.measure import Measure
 from sft_experiments.monitor.metrics_file import JsonLinesFile, append_samples
 from sft_experiments.monitor.secrets import redact_text
 from sft_experiments.monitor.stall import StallWatch
-from sft_experiments.monitor.trackers import RunIdentity, build_trackers
+from sft_experiments.monitor.trackers import RunIdentity, build_trackers, check_names
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import Config
 
@@ -29,6 +29,7 @@ class Monitor:
 
     def __init__(self, config: Config, folder: RunFolder, identity: RunIdentity, facts: RunFacts) -> None:
         self.stopped: Alert | None = None
+        check_names(config.logger.trackers)
         self._health = Health(config.monitor.rules, facts)
         self._metrics = JsonLinesFile(folder.metrics, identity.resumed_step)
         self._samples = JsonLinesFile(folder.samples, identity.resumed_step)

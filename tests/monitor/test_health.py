@@ -120,3 +120,16 @@ def test_a_mistyped_rule_is_refused_with_the_nearest_name() -> None:
 def test_a_policy_that_cannot_be_kept_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"stalled\.policy=stop"):
         Health({"stalled": HealthRuleConfig(HealthPolicy.stop)}, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (HealthRuleConfig(HealthPolicy.warn, window=5), r"loss_spike\.threshold=None: must be a number"),
+        (HealthRuleConfig(HealthPolicy.warn, threshold=8.0), r"loss_spike\.window=None: must be a whole number"),
+        (HealthRuleConfig(HealthPolicy.warn, threshold=8.0, window=0), r"loss_spike\.window=0: must be a whole number"),
+    ],
+)
+def test_a_rule_without_the_values_it_needs_is_refused(rule: HealthRuleConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Health({"loss_spike": rule}, FACTS)

@@ -182,6 +182,7 @@ def test_mistakes_in_the_config_are_found_before_anything_is_written(folder: Run
     config: Any = run_config("tensorbord")
     with pytest.raises(ConfigError, match="tensorbord"):
         Monitor(config, folder, identity, FACTS)
+    assert list(folder.path.iterdir()) == []
 
 
 def test_a_divergence_found_before_the_step_becomes_an_alert_and_the_status(
