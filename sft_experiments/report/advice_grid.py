@@ -6,12 +6,12 @@ from typing import Any
 from sft_experiments.report.advice import HIGH, LOW, MEDIUM, Advice, Evidence, Rule
 from sft_experiments.report.best import best_seed
 from sft_experiments.report.collect import number
-from sft_experiments.report.columns import identity, sort_key
+from sft_experiments.report.columns import SEED_KEYS, identity, sort_key
 from sft_experiments.report.lines import Line, beyond, line_through_best
 from sft_experiments.report.number_format import format_score, format_seconds, format_value
 from sft_experiments.report.optimum import Optimum, fit_optimum
 from sft_experiments.report.rank import Cell, Comparison
-from sft_experiments.report.recipes import sweep_command, sweep_values, train_command
+from sft_experiments.report.recipes import axis_value, sweep_command, sweep_values, train_command
 from sft_experiments.report.rows import combined
 
 LEARNING_RATE = "train.learning_rate"
@@ -84,7 +84,7 @@ def noise_rule(evidence: Evidence) -> Advice | None:
         confidence = HIGH
         finding = f"{len(close)} configurations cannot be told apart with the seeds there are."
         proof = f"spread between seeds {noise.standard_deviation:.4f}; the best two differ by {gap:.4f}"
-    axes = {axis: _values_of(close, axis) for axis in evidence.run.record.axes if axis in comparison.keys}
+    axes = {axis: _values_of(close, axis) for axis in evidence.run.record.axes if axis not in SEED_KEYS}
     return Advice(
         rule="noise",
         finding=finding,
@@ -174,7 +174,7 @@ def seconds(cell: Cell) -> float | None:
 
 
 def _values_of(cells: list[Cell], axis: str) -> list[Any]:
-    distinct = {identity(cell.values.get(axis)): cell.values.get(axis) for cell in cells}
+    distinct = {identity(value): value for cell in cells if (value := axis_value(cell.runs[0], axis)) is not None}
     return sorted(distinct.values(), key=sort_key)
 
 

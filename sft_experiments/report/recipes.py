@@ -1,5 +1,6 @@
 """Commands to paste: run the best again, train the final model, extend a sweep."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,13 @@ def sweep_command(
 def sweep_values(comparison: Comparison, run: Run, axis: str) -> list[Any]:
     """All values of an axis in the run's sweep, sorted, whatever became of their trials."""
     neighbours = [other for other in comparison.runs if other.record.sweep == run.record.sweep]
-    distinct = {identity(other.values.get(axis)): other.values.get(axis) for other in neighbours}
-    return sorted((value for value in distinct.values() if value is not None), key=sort_key)
+    distinct = {identity(value): value for other in neighbours if (value := axis_value(other, axis)) is not None}
+    return sorted(distinct.values(), key=sort_key)
+
+
+def axis_value(run: Run, axis: str) -> Any:
+    """A run's place on an axis, as the sweep was given it: an axis may be a group, such as ``scheduler``."""
+    return run.record.axes.get(axis, run.values.get(axis))
 
 
 def quoted_path(run: Run) -> str:
@@ -56,4 +62,12 @@ def quoted_path(run: Run) -> str:
 
 
 def _override(key: str, values: Sequence[Any]) -> str:
-    return shlex.quote(f"{key}={','.join(format_value(value) for value in values)}")
+    return shlex.quote(f"{key}={','.join(_override_value(value) for value in values)}")
+
+
+def _override_value(value: Any) -> str:
+    """A value as Hydra reads it back: a text that its grammar would take apart stands in quotes."""
+    text = format_value(value)
+    if not isinstance(value, str) or re.fullmatch(r"[\w./:@%+-]+", text):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"

@@ -80,6 +80,15 @@ def test_the_extension_keeps_the_old_values_and_the_sweeps_own_settings() -> Non
     )
 
 
+def test_an_axis_that_is_a_whole_group_stays_one_in_commands() -> None:
+    runs = [
+        make_run(Path("sweep"), 1e-3, 8, 0.5 + index / 10, scheduler__name=name, axes={"scheduler": name})
+        for index, name in enumerate(["cosine", "linear"])
+    ]
+    (advice,) = found(compare_runs(Collection(runs, [])), "noise")
+    assert advice.command == "sft sweep model=tiny dataset=demo scheduler=cosine,linear sweep.num_seeds=3"
+
+
 @pytest.mark.parametrize("status", [Status.diverged, Status.pruned, Status.running])
 def test_an_edge_beyond_which_something_was_tried_is_no_edge(status: Status) -> None:
     runs = [make_run(Path("sweep"), *trial) for trial in grid_objectives(bowl(5e-2), batches=[16])]

@@ -1,0 +1,37 @@
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from sft_experiments.report.collect import Collection
+from sft_experiments.report.rank import compare_runs
+from sft_experiments.report.recipes import final_command, reproduce_command, sweep_command, train_command
+from tests.report.sweep_factory import make_run
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2e-5, 32, "cosine", "Qwen/Qwen3-0.6B", "a,b", "two words", "it's", "x=1", "back\\slash", True, None, "[x]"],
+)
+def test_values_come_back_from_the_shell_and_hydra_as_they_were(value: Any) -> None:
+    words = shlex.split(train_command(make_run(Path("sweep"), 1e-3, 8, 0.5), {"train.optim": value}))
+    (override,) = OverridesParser.create().parse_overrides([words[-1]])
+    assert override.value() == value
+
+
+def test_changed_keys_replace_what_was_typed_before() -> None:
+    overrides = ["model=tiny", "train.learning_rate=1", "sweep.num_seeds=2", "train.seed=7"]
+    run = make_run(Path("sweep"), 1e-3, 8, 0.5, overrides=overrides)
+    comparison = compare_runs(Collection([run], []))
+    command = sweep_command(comparison, run, {"train.learning_rate": [1e-3, 2e-3]}, num_seeds=3)
+    assert command == (
+        "sft sweep model=tiny train.learning_rate=1e-3,2e-3 train.effective_batch_size=8 sweep.num_seeds=3"
+    )
+
+
+def test_a_run_without_a_recorded_command_is_reproduced_from_its_folder() -> None:
+    run = make_run(Path("two words"), 1e-3, 8, 0.5, command=None)
+    assert shlex.split(reproduce_command(run))[:3] == ["sft", "train", "--from"]
+    assert shlex.split(final_command(run))[3] == str(run.folder.path)
