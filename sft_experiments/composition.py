@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
 from sft_experiments.errors import ConfigError
 from sft_experiments.run.trial import Request, Trial, plan_trial
-from sft_experiments.sweep.grid import override_values, plan_sweep
+from sft_experiments.sweep.cells import override_values
+from sft_experiments.sweep.grid import plan_sweep
 from sft_experiments.sweep.ledger import Sweep
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}

@@ -24,8 +24,8 @@ from sft_experiments.run.retry import limited, smaller_batch
 from sft_experiments.run.trial import Trial, plan_trial
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
+from sft_experiments.sweep.cells import compose_cell
 from sft_experiments.sweep.concurrency import Slot, slots
-from sft_experiments.sweep.grid import compose_cell
 from sft_experiments.sweep.ledger import read_sweep
 from sft_experiments.sweep.starter import start_worker, warm_up
 

@@ -4,7 +4,7 @@ from omegaconf import OmegaConf
 
 from sft_experiments.compose import from_plain, to_config, to_plain
 from sft_experiments.composition import composed
-from sft_experiments.sweep.grid import compose_cell
+from sft_experiments.sweep.cells import compose_cell
 
 CELLS = [
     ["train.learning_rate=1e-4", "train.effective_batch_size=16"],
