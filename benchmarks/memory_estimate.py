@@ -1,7 +1,7 @@
 """Estimated against measured peak memory of a training step, with the real trainer on random models.
 
-    python benchmarks/memory_estimate.py                 # the CPU, docs/memory.md
-    python benchmarks/memory_estimate.py --device cuda   # on a GPU: torch.cuda.max_memory_allocated
+    python -m benchmarks.memory_estimate                 # the CPU, docs/memory.md
+    python -m benchmarks.memory_estimate --device cuda   # on a GPU: torch.cuda.max_memory_allocated
 
 On the CPU the allocations of one step are read from torch's profiler: the bytes that the allocator handed out and took
 back, on top of what was live before the step (weights, optimizer state). That is what max_memory_allocated reports for

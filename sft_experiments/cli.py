@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": ("sft_experiments.model_use.commands", "talk to a finished run's model in the terminal"),
     "export": ("sft_experiments.model_use.commands", "a finished run's model (merged if LoRA) with a model card"),
     "status": ("sft_experiments.sweep.commands", "the trials of a sweep, seen from another shell"),
+    "doctor": ("sft_experiments.doctor", "is this machine ready? versions, devices, kernels, trackers, disk"),
     "cache": ("sft_experiments.data.commands", "list or clear the prepared data"),
 }
 INTERRUPTED = 130

@@ -104,11 +104,8 @@ def typical_shape(num_parameters: float) -> Shape:
 
     Then a layer has 12.9 x hidden^2 weights. Llama 3 (arXiv:2407.21783, table 3) is 4096 x 32 and 8192 x 80.
     """
-    layers = next(
-        (count for count in range(1, 200) if _llama_like(count).parameters >= num_parameters),
-        200,
-    )
-    return _llama_like(layers)
+    candidates = [_llama_like(layers) for layers in range(1, 200)]
+    return min(candidates, key=lambda shape: abs(shape.parameters - num_parameters))
 
 
 def _llama_like(layers: int) -> Shape:

@@ -70,7 +70,7 @@ def show(report: SanityReport, show_rows: int) -> None:
             show_rows_terminal(report.data.train, report.tokenizer, show_rows, console)
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     for item in report.items:
-        table.add_row(Text(item.verdict, style=COLOURS[item.verdict]), item.name, item.found)
+        table.add_row(Text(item.verdict, style=COLOURS[item.verdict]), item.name, Text(item.found))
         if item.next_step:
             table.add_row("", "", Text(f"-> {item.next_step}", style="bold"))
     console.print(table)

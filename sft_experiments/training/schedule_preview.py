@@ -45,7 +45,8 @@ def schedules(arguments: list[str]) -> int:
     lines = {preview.name: preview.rates for preview in previews}
     console.print(f"  page     {write_html(folder / 'schedules.html', lines, points)}")
     picture = write_png(folder / "schedules.png", lines)
-    console.print(f"  picture  {picture or 'needs matplotlib: pip install ' + repr('sft-experiments[plots]')}")
+    missing = "needs matplotlib: pip install 'sft-experiments[plots]'"
+    console.print(f"  picture  {picture or missing}", markup=False)
     return 0
 
 

@@ -1,0 +1,108 @@
+"""`sft plan` and `sft recommend`: what they say of the demo, of files, of a sweep, and how quickly."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_experiments.plan.commands import as_dict, outlook, plan
+from sft_experiments.plan.commands import _options as plan_options
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    options, overrides = plan_options().parse_known_args(list(arguments))
+    return as_dict(outlook(overrides, options))
+
+
+def rows_file(folder: Path, count: int) -> str:
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * count)
+    return "dataset.train_files=[rows.jsonl]"
+
+
+def test_a_run_is_planned_without_being_touched(tmp_path: Path) -> None:
+    (cell,) = planned("train.effective_batch_size=16")["cells"]
+    assert cell["batch"] == {
+        "effective_batch_size": 16, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_devices": 1,
+    }  # fmt: skip
+    assert cell["steps"]["steps_per_epoch"] == 375  # 6000 rows / 16
+    assert cell["state"] == "new"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_sweep_has_a_cell_for_each_combination_in_launch_order() -> None:
+    found = planned("train.learning_rate=1e-3,2e-3", "train.effective_batch_size=8,16,32")
+    assert [tuple(cell["axes"].values()) for cell in found["cells"]] == [
+        (rate, size) for rate in (1e-3, 2e-3) for size in (8, 16, 32)
+    ]
+
+
+def test_naming_a_sweep_plans_its_grid() -> None:
+    assert len(planned("sweep=lr_x_batch")["cells"]) == 9
+
+
+def test_the_origin_of_each_value_is_told() -> None:
+    (cell,) = planned("train.learning_rate=1e-3")["cells"]
+    assert cell["values"]["train.learning_rate"] == {"value": 1e-3, "origin": "command line"}
+    assert cell["values"]["train.weight_decay"]["origin"] == "model size class tiny"
+
+
+def test_a_warmup_longer_than_the_training_is_refused_once_the_rows_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="scheduler.warmup_steps=500 is more than"):
+        planned("dataset=messages", rows_file(tmp_path, 40), "scheduler.warmup_steps=500")
+
+
+def test_an_eight_billion_model_is_judged_against_the_device_that_is_named(tmp_path: Path) -> None:
+    common = ["model=llama3_1_8b", "dataset=messages", rows_file(tmp_path, 40), "dataset.max_length=2048"]
+    (cell,) = planned(*common, "--device-memory", "80GiB")["cells"]
+    assert cell["memory_verdict"] == "will not fit"  # 16 bytes x 8 billion alone are 120 GiB
+    assert any("peft=lora" in line for line in cell["advice"])
+    lora = [*common, "peft=lora", "train.activation_checkpointing=true", "train.per_device_train_batch_size=1"]
+    assert planned(*lora, "--device-memory", "80GiB")["cells"][0]["memory_verdict"] == "fits"
+
+
+def test_a_price_is_computed_from_the_time(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completed run tells the speed of the next one like it."""
+    record = json.loads((trained / "record.json").read_text())
+    monkeypatch.setenv("SFT_CACHE_DIR", str(trained / "nowhere"))
+    overrides = [item for item in record["overrides"] if not item.startswith("train.max_steps")]
+    found = planned(*overrides, f"output_dir={trained.parents[1]}", "compute.threads=1", "--price", "3.6")
+    assert found["cells"][0]["state"] == "new"
+    if found["device_seconds"] is not None:  # the data report is in the session's own cache
+        assert found["price"] == pytest.approx(found["device_seconds"] / 1000)
+
+
+def test_the_terminal_shows_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(["train.learning_rate=1e-3,2e-3", "--device-memory", "1GiB"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 x 1 x 1 = 8" in shown
+    assert "fits" in shown
+
+
+def test_twenty_five_cells_take_about_a_second_and_no_torch(run_sft: Callable[..., Any], tmp_path: Path) -> None:
+    rates, sizes = "1e-4,3e-4,1e-3,3e-3,1e-2", "4,8,16,32,64"
+    before = time.process_time()
+    assert len(planned(f"train.learning_rate={rates}", f"train.effective_batch_size={sizes}")["cells"]) == 25
+    assert time.process_time() - before < 2.0  # CPU seconds, about 0.6 on an idle core
+    done = run_sft(
+        tmp_path, "sweep", "--dry-run", f"train.learning_rate={rates}", f"train.effective_batch_size={sizes}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "25 trials" in done.stdout
+
+
+def test_recommend_explains_a_model(run_sft: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_sft(tmp_path, "recommend", "model=llama3_1_8b")
+    assert done.returncode == 0, done.stderr
+    assert "2e-05" in done.stdout and "1e-05 to 5e-05" in done.stdout
+    lora = run_sft(tmp_path, "recommend", "model=llama3_1_8b", "peft=lora").stdout
+    assert "0.0002" in lora

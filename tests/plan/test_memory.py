@@ -1,0 +1,76 @@
+"""The memory estimate: against measured peaks of real training steps, and for its direction."""
+
+from dataclasses import replace
+
+import pytest
+
+from sft_experiments.plan.fit import parse_size, verdict
+from sft_experiments.plan.memory import GIB, Workload, estimate_memory
+from sft_experiments.plan.shape import Shape, from_config, typical_shape
+
+LLAMA_8B = Shape(
+    hidden=4096, layers=32, heads=32, key_value_heads=8, head_size=128, width=14336, vocabulary=128_256, tied=False
+)
+WORK = Workload(precision="bf16", per_device_batch=4, length=2048)
+WITHIN = 0.15
+
+
+@pytest.mark.slow
+def test_estimates_are_within_15_percent_of_measured_peaks() -> None:
+    """Five of the cases of benchmarks/memory_estimate.py, the smallest of each kind; docs/memory.md has all."""
+    from benchmarks.memory_estimate import cases, measure  # torch, trl: only here
+
+    names = {"base, fp32", "bf16 autocast", "checkpointing, bf16", "vocabulary 32k, all supervised", "LoRA, bf16"}
+    for case in cases("cpu"):
+        if case.name in names:
+            small = replace(case, workload=replace(case.workload, per_device_batch=2))
+            estimated, measured = estimate_memory(small.shape, small.workload).total, measure(small)
+            assert estimated == pytest.approx(measured, rel=WITHIN), case.name
+
+
+def total(work: Workload) -> float:
+    return estimate_memory(LLAMA_8B, work).total / GIB
+
+
+def test_the_parameters_are_those_of_the_published_model() -> None:
+    assert LLAMA_8B.parameters == pytest.approx(8.03e9, rel=0.001)
+    assert typical_shape(8.03e9).parameters == pytest.approx(8.03e9, rel=0.05)
+
+
+def test_full_fine_tuning_costs_sixteen_bytes_a_weight_before_any_activation() -> None:
+    nothing = estimate_memory(
+        LLAMA_8B, replace(WORK, precision="fp32", per_device_batch=1, length=1, optim="adamw_torch_fused")
+    )
+    assert nothing.optimizer_peak == pytest.approx(16 * LLAMA_8B.parameters)
+
+
+def test_every_saving_saves() -> None:
+    assert total(replace(WORK, checkpointing=True)) < total(WORK)
+    assert total(replace(WORK, per_device_batch=1)) < total(WORK)
+    assert total(replace(WORK, method="lora", lora_r=16)) < total(WORK)
+    assert total(replace(WORK, method="qlora", lora_r=16)) < total(replace(WORK, method="lora", lora_r=16))
+    short = replace(WORK, per_device_batch=1, length=128)  # so that the optimizer step is the peak
+    assert total(replace(short, optim="adamw_torch_fused")) < total(short)
+
+
+def test_a_size_is_read_with_its_unit() -> None:
+    assert parse_size("80GiB") == parse_size("80") == 80 * GIB
+    assert parse_size("24GB") == 24e9
+
+
+@pytest.mark.parametrize("text", ["eighty", "80TiB?", "-1", "0", "nan", ""])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(Exception, match="device-memory"):
+        parse_size(text)
+
+
+def test_the_verdict_follows_the_device() -> None:
+    estimate = estimate_memory(LLAMA_8B, WORK)
+    assert verdict(estimate, estimate.total * 0.99) == "will not fit"
+    assert verdict(estimate, estimate.total * 1.05) == "tight"
+    assert verdict(estimate, estimate.total * 2) == "fits"
+    assert verdict(estimate, None) is None
+
+
+def test_a_config_without_sizes_gives_no_shape() -> None:
+    assert from_config({"model_type": "mystery"}) is None
