@@ -10,10 +10,11 @@ from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.lock import is_held
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
-from sft_experiments.run.retry import smaller_batch
+from sft_experiments.run.retry import advise_on_memory, smaller_batch
 from sft_experiments.run.trial import Trial
 
 LOG_TAIL_LINES = 20
+LAUNCHER_VARIABLE = "SFT_LAUNCHER_PID"  # the worker stops, with a checkpoint, when this process is gone
 
 
 def run_trial(trial: Trial) -> Record:
@@ -31,6 +32,7 @@ def run_trial(trial: Trial) -> Record:
     while (smaller := smaller_batch(trial, record)) is not None:
         trial = smaller
         record = _attempt(trial)
+    advise_on_memory(trial, record)
     return raise_for_failure(record)
 
 
@@ -49,7 +51,8 @@ def _attempt(trial: Trial) -> Record:
 def _in_own_process(trial: Trial) -> int:
     """Start a worker, pass Ctrl-C on to it by waiting, and return its exit code (negative: a signal)."""
     command = [sys.executable, "-m", "sft_experiments.training.worker", str(trial.folder.path)]
-    process = subprocess.Popen(command, env=worker_environment(trial.plan.threads))
+    environment = {**worker_environment(trial.plan.threads), LAUNCHER_VARIABLE: str(os.getpid())}
+    process = subprocess.Popen(command, env=environment)
     while True:
         try:
             return process.wait()

@@ -1,11 +1,12 @@
 """Out of memory keeps the experiment: a smaller per-device batch, more accumulation, the same effective batch."""
 
 from dataclasses import replace
-from typing import Optional
+from typing import Any, Optional
 
 from sft_experiments.plan.batch import BatchPlan
 from sft_experiments.run.record import Record, Status
 from sft_experiments.run.trial import Trial
+from sft_experiments.schema import PeftMethod
 
 
 def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
@@ -37,3 +38,33 @@ def limited(trial: Trial, limit: int) -> Trial:
     if batch is trial.plan.batch:
         return trial
     return with_batch(trial, batch, f"per-device batch {batch.per_device_train_batch_size}: a larger one did not fit")
+
+
+def same_shape(one: Trial, other: Trial) -> bool:
+    """Whether two trials need the same memory per example."""
+    return _shape(one) == _shape(other)
+
+
+def _shape(trial: Trial) -> tuple[Any, ...]:
+    config = trial.config
+    return (
+        (config.model.name, str(config.model.config), config.model.attn_implementation),
+        (config.dataset.max_length, config.dataset.packing),
+        (config.peft.method, config.peft.r, config.peft.target_modules),
+        (config.train.optim, config.train.activation_checkpointing, trial.plan.precision.value),
+    )
+
+
+def advise_on_memory(trial: Trial, record: Record) -> None:
+    """Add what would help to the failure of a trial that runs out of memory with one example at a time."""
+    if record.status is not Status.oom or record.failure is None or smaller_batch(trial, record) is not None:
+        return
+    config = trial.config
+    ways = [
+        ("peft=lora", config.peft.method is PeftMethod.none),
+        ("train.activation_checkpointing=true", not config.train.activation_checkpointing),
+        (f"a smaller dataset.max_length than {config.dataset.max_length}", True),
+    ]
+    advice = ", ".join(way for way, is_open in ways if is_open)
+    record.failure.message += f"; even one example per device does not fit: try {advice}"
+    record.write(trial.folder)

@@ -51,6 +51,8 @@ class Trial:
         earlier = self.recorded()
         if earlier is not None:
             self.record.attempts, self.record.created_at = earlier.attempts, earlier.created_at
+            self.record.timings = earlier.timings
+            self.record.notes = list(dict.fromkeys([*earlier.notes, *self.record.notes]))
         write_text_atomically(self.folder.config, OmegaConf.to_yaml(OmegaConf.create(self.record.config)))
         write_json_atomically(self.folder.plan, self.record.plan)
         self.record.write(self.folder)

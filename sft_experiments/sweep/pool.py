@@ -10,17 +10,19 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, Optional
+from typing import Optional
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from sft_experiments.errors import TrainingFailed
+from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.report.write import write_report
-from sft_experiments.run.launch import settle
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.launch import log_tail, settle
+from sft_experiments.run.lock import is_held
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
-from sft_experiments.run.retry import limited, smaller_batch
+from sft_experiments.run.retry import advise_on_memory, limited, same_shape, smaller_batch
 from sft_experiments.run.trial import Trial, plan_trial
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
@@ -67,6 +69,7 @@ class Running:
     process: BaseProcess
     started: float
     asked_to_stop: Optional[float] = None  # when SIGTERM was sent
+    asked_because: Status = Status.preempted  # or timeout
 
 
 class Pool:
@@ -85,6 +88,7 @@ class Pool:
 
     def run(self) -> list[Record]:
         """Run everything that is waiting; returns the records of all trials in the given order."""
+        await_orphans([trial.folder for trial in self.waiting])
         for trial in self.waiting:
             trial.start_over()
             trial.write()
@@ -120,11 +124,12 @@ class Pool:
         self.free.append(job.slot)
         assert job.process.exitcode is not None
         record = settle(job.trial.folder, job.process.exitcode)
-        if job.asked_to_stop is not None and self.stopped_by is None:
-            record = self._record_timeout(job, record)
+        if job.asked_to_stop is not None and record.status is not Status.completed:
+            self._record_stop(job, record)
         if self.stopped_by is None and self._try_again(job.trial, record):
             board.retried(job.trial.folder)
             return
+        advise_on_memory(job.trial, record)
         board.ended(job.trial.folder, record)
         write_report(job.trial.folder.path.parent)
         if self.settings.fail_fast and record.status.is_failure:
@@ -154,21 +159,25 @@ class Pool:
                 self.waiting[index].write()
 
     def _enforce_time(self, job: Running) -> None:
+        """Ask a trial to stop when its time is over or the sweep ends; kill one that does not within the grace."""
         limit, now = self.settings.timeout_seconds, time.monotonic()
         overdue = limit is not None and now - job.started > limit
         if (overdue or self.stopped_by is not None) and job.asked_to_stop is None:
             job.process.terminate()
             job.asked_to_stop = now
+            job.asked_because = Status.preempted if self.stopped_by is not None else Status.timeout
         if job.asked_to_stop is not None and now - job.asked_to_stop > GRACE_SECONDS:
             job.process.kill()
 
-    def _record_timeout(self, job: Running, record: Record) -> Record:
-        limit = self.settings.timeout_seconds
-        record.status, record.objective = Status.timeout, None
-        record.failure = Failure("timeout", f"not finished after sweep.timeout_seconds={limit:g}")
+    def _record_stop(self, job: Running, record: Record) -> None:
+        """What we stopped is not killed from outside, however it died: preempted goes on with the same command."""
+        record.status, record.objective, record.failure = job.asked_because, None, None
+        if job.asked_because is Status.timeout:
+            limit = self.settings.timeout_seconds
+            message = f"not finished after sweep.timeout_seconds={limit:g}"
+            record.failure = Failure("timeout", message, log_tail(job.trial.folder))
         record.finished_at = utc_now()
         record.write(job.trial.folder)
-        return record
 
     @contextmanager
     def _stop_signals(self) -> Iterator[None]:
@@ -205,11 +214,13 @@ def needs_running(trial: Trial, retry_failed: bool) -> bool:
     return not earlier.status.is_final or (earlier.status.is_failure and retry_failed)
 
 
-def same_shape(one: Trial, other: Trial) -> bool:
-    """Whether two trials need the same memory per example."""
+def await_orphans(folders: list[RunFolder]) -> None:
+    """Trials of a launch that was killed save a checkpoint and end by themselves; until then the folder is theirs.
 
-    def shape(trial: Trial) -> tuple[Any, ...]:
-        config = trial.config
-        return config.model.name, config.dataset.max_length, config.peft.method, trial.plan.precision.value
-
-    return shape(one) == shape(other)
+    Raises ``RunFolderError`` for one that does not end.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    while held := [folder for folder in folders if is_held(folder.lock)]:
+        if time.monotonic() > deadline:
+            raise RunFolderError(f"{held[0].path} is in use: this trial is already being trained by another process")
+        time.sleep(POLL_SECONDS)

@@ -47,6 +47,8 @@ def why_incomplete(folder: Path) -> Optional[str]:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "saving was interrupted"
+    if not isinstance(sizes, dict) or not sizes:
+        return f"{MARKER} lists no files"
     for name, size in sizes.items():
         file = folder / name
         if not file.is_file():

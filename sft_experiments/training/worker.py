@@ -4,16 +4,17 @@ Reads config.yaml, plan.json and record.json; everything it learns goes back int
 tokenizer -> data -> model -> trainer -> train -> evaluate -> save.
 """
 
+import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
-from signal import SIGTERM, raise_signal
+from signal import SIGTERM
 from typing import Any, Optional, TextIO
 
 import datasets
@@ -25,7 +26,7 @@ from sft_experiments.compose import as_mapping, from_plain
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.monitor.secrets import redact_text
 from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.launch import log_tail
+from sft_experiments.run.launch import LAUNCHER_VARIABLE, log_tail
 from sft_experiments.run.lock import hold
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.schema import Config
@@ -34,6 +35,7 @@ from sft_experiments.training.environment import describe_environment
 from sft_experiments.training.session import train_in_folder
 
 SIGNAL_EXIT = 128
+ORPHAN_POLL_SECONDS = 1.0
 LONGEST_REASON = 400  # characters of a failure's message in the record; the log holds all of it
 
 
@@ -72,7 +74,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         if stop.signal is not None and record.status is not Status.completed:
             record.status, record.failure, code = Status.preempted, None, SIGNAL_EXIT + stop.signal
         record.finished_at = utc_now()
-        record.timings["total"] = round(time.monotonic() - started, 3)
+        record.timings["total"] = round(record.timings.get("total", 0.0) + time.monotonic() - started, 3)
         record.write(folder)
         return code
 
@@ -128,14 +130,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _stop_when_orphaned() -> None:
     """A trial whose sweep was killed saves a checkpoint and ends, instead of training on unseen."""
-    parent = parent_process()
+    parent, launcher = parent_process(), os.environ.pop(LAUNCHER_VARIABLE, None)
     if parent is not None:
-        threading.Thread(target=_await_end_of, args=(parent.sentinel,), daemon=True, name="orphan watch").start()
+        _watch(lambda: wait([parent.sentinel]))
+    elif launcher is not None:
+        _watch(lambda: _await_other_parent(int(launcher)))
 
 
-def _await_end_of(sentinel: int) -> None:
-    wait([sentinel])
-    raise_signal(SIGTERM)
+def _watch(await_end: Callable[[], object]) -> None:
+    def stop_at_the_end() -> None:
+        await_end()
+        os.kill(os.getpid(), SIGTERM)
+
+    threading.Thread(target=stop_at_the_end, daemon=True, name="orphan watch").start()
+
+
+def _await_other_parent(launcher: int) -> None:
+    """A process whose parent dies gets another one."""
+    while os.getppid() == launcher:
+        time.sleep(ORPHAN_POLL_SECONDS)
 
 
 @contextmanager
