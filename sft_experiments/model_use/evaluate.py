@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from omegaconf import DictConfig
 from transformers.trainer_callback import PrinterCallback
 
 from sft_experiments.data.fingerprint import default_cache_dir
@@ -18,7 +19,7 @@ from sft_experiments.monitor.names import measured
 from sft_experiments.plan.batch import plan_steps
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.trial import Trial, plan_trial
-from sft_experiments.schema import DatasetConfig, DataSource, PackingStrategy, Policy
+from sft_experiments.schema import DataSource, PackingStrategy, Policy
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.generate import AnswerValidationPrompts
 from sft_experiments.training.trainer_class import ExperimentTrainer
@@ -34,13 +35,12 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, f
     evaluated. Nothing is written. Raises ``DataError`` when there are no rows to evaluate.
     """
     config, request = recorded_run(path, overrides)
+    if any(override.lstrip("+").startswith("dataset") for override in overrides):
+        evaluate_only(config.dataset)
     trial = plan_trial(config, request)
     folder = RunFolder(path)
     tokenizer = load_saved_tokenizer(folder)
-    dataset = trial.config.dataset
-    if any(override.lstrip("+").startswith("dataset") for override in overrides):
-        dataset = evaluated_rows(dataset)
-    data = prepare_data(dataset, tokenizer, cache_dir=default_cache_dir())
+    data = prepare_data(trial.config.dataset, tokenizer, cache_dir=default_cache_dir())
     if data.validation is None:
         raise DataError("there are no rows to evaluate: give dataset.validation_files")
     model = load_saved_model(folder, trial.config, tokenizer, torch.float32)
@@ -59,22 +59,17 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, f
     return {name: float(value) for name, value in metrics.items() if name not in _NOT_RESULTS}, samples
 
 
-def evaluated_rows(dataset: DatasetConfig) -> DatasetConfig:
-    """The same data set with all that is to be evaluated as its validation rows.
+def evaluate_only(dataset: DictConfig) -> None:
+    """Make all that is to be evaluated the validation rows of a data set made of files.
 
     Files need no training rows beside them: the reader insists on some, so it gets the same ones, and rows are not
     dropped for being in both.
     """
     if dataset.source is not DataSource.files:
-        return dataset
-    files = dataset.validation_files or dataset.train_files
-    return replace(
-        dataset,
-        train_files=files,
-        validation_files=files,
-        packing=PackingStrategy.none,
-        rules={**dataset.rules, "overlapping_prompt": Policy.ignore},
-    )
+        return
+    dataset.train_files = dataset.validation_files = list(dataset.validation_files or dataset.train_files)
+    dataset.packing = PackingStrategy.none
+    dataset.rules = {**dataset.rules, "overlapping_prompt": Policy.ignore}
 
 
 def _trainer(

@@ -11,7 +11,7 @@ from sft_experiments.report.lines import Line, beyond, line_through_best
 from sft_experiments.report.number_format import format_score, format_seconds, format_value
 from sft_experiments.report.optimum import Optimum, fit_optimum
 from sft_experiments.report.rank import Cell, Comparison
-from sft_experiments.report.recipes import axis_value, sweep_command, sweep_values, train_command
+from sft_experiments.report.recipes import axis_value, sweep_command, sweep_values, train_command, with_value
 from sft_experiments.report.rows import combined
 
 LEARNING_RATE = "train.learning_rate"
@@ -58,7 +58,7 @@ def _edge_advice(evidence: Evidence, line: Line, position: int, new: float) -> A
         finding=f"The best {line.name}, {format_value(line.values[position])}, is the {end} tried.{doubt}",
         evidence=f"{comparison.metric} by {line.name}: {trail}.{caution}",
         action=f"Extend the grid to {line.name}={format_value(new)}; finished cells are kept.",
-        command=sweep_command(comparison, evidence.run, {line.key: sorted([*tried, new])}),
+        command=sweep_command(comparison, evidence.run, {line.key: with_value(tried, new)}),
         confidence=confidence,
     )
 
@@ -162,7 +162,7 @@ def optimum_rule(evidence: Evidence) -> Advice | None:
         action=f"Use {format_value(best)}; this command would check the estimate."
         if inside
         else "Add this learning rate to the grid.",
-        command=sweep_command(comparison, evidence.run, {LEARNING_RATE: sorted({*tried, estimate})}),
+        command=sweep_command(comparison, evidence.run, {LEARNING_RATE: with_value(tried, estimate)}),
         confidence=MEDIUM,
     )
 

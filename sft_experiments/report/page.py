@@ -12,12 +12,13 @@ from sft_experiments.errors import MissingDependencyError
 from sft_experiments.report.advice import advise
 from sft_experiments.report.advice_grid import learning_rate_optimum
 from sft_experiments.report.best import best_seed
+from sft_experiments.report.collect import Run
 from sft_experiments.report.columns import sort_key
 from sft_experiments.report.curves import Curves, read_curves
 from sft_experiments.report.data_section import data_sections
 from sft_experiments.report.figures import heat_map, profile
 from sft_experiments.report.number_format import format_value
-from sft_experiments.report.page_data import chart_runs, color_legend, run_label
+from sft_experiments.report.page_data import MOST_CURVES, chart_runs, color_legend, run_label
 from sft_experiments.report.rank import Comparison, why_unranked
 from sft_experiments.report.recipes import final_command, reproduce_command
 from sft_experiments.report.rows import Column, build_table
@@ -36,7 +37,7 @@ def render_page(comparison: Comparison, title: str) -> str:
     """The whole page as HTML. Raises ``MissingDependencyError`` when the plotting library is not installed."""
     import jinja2
 
-    curves = {str(run.folder.path): read_curves(run.folder.metrics) for run in comparison.runs}
+    curves = {str(run.folder.path): read_curves(run.folder.metrics) for run in drawn_runs(comparison)}
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("sft_experiments.report", "template"),
         autoescape=True,
@@ -83,6 +84,13 @@ def _content(comparison: Comparison, title: str, curves: dict[str, Curves]) -> d
         "scripts": [_resource("charts.js"), _resource("page.js")],
         "plotting_library": plotting_library(),
     }
+
+
+def drawn_runs(comparison: Comparison) -> list[Run]:
+    """The best runs, and all with an alert, as far as a page can show them."""
+    runs = comparison.runs
+    chosen = sorted(runs[MOST_CURVES:], key=lambda run: not run.record.alerts)[: MOST_CURVES // 3]
+    return runs if len(runs) <= MOST_CURVES else runs[: MOST_CURVES - len(chosen)] + chosen
 
 
 def script_json(value: Any) -> str:

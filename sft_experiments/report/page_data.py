@@ -18,21 +18,25 @@ TRAIN_SERIES = {
     "learning_rate": "train/learning_rate",
     "throughput": "train/tokens_per_second",
 }
+MOST_CURVES = 150  # runs drawn on a page; more are a carpet, and slow. The table holds them all
 MEMORY_SERIES = ("memory/device_allocated_gib", "memory/host_rss_gib")  # the first that was logged
 EVAL_SERIES = {"loss": "eval/loss", "exact_match": "eval/exact_match"}
 
 
 def chart_runs(comparison: Comparison, curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
-    """One entry per run, in the order of ``comparison.runs``: its label, colour and dash classes, curves and alerts.
+    """One entry per run in ``curves``, in the order of ``comparison.runs``: label, colour and dash, curves, alerts.
 
-    ``curves`` maps a run's folder to what it logged. Colours follow the first setting that varies, dashes the second.
+    ``curves`` maps a run's folder to what it logged, for the runs that are drawn. Colours follow the first setting
+    that varies, dashes the second.
     """
-    limit = points_per_run(len(comparison.runs))
+    limit = points_per_run(len(curves))
     ranks = {run.folder: cell.rank for cell in comparison.cells for run in cell.runs}
     classes = [_classes(comparison, key) for key in comparison.keys[:2]]
     entries = []
     for run in comparison.runs:
-        logged = curves[str(run.folder.path)]
+        logged = curves.get(str(run.folder.path))
+        if logged is None:
+            continue
         entries.append(
             {
                 "label": run_label(run, comparison),

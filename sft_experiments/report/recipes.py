@@ -49,6 +49,12 @@ def sweep_values(comparison: Comparison, run: Run, axis: str) -> list[Any]:
     return sorted(distinct.values(), key=sort_key)
 
 
+def with_value(values: Sequence[Any], new: Any) -> list[Any]:
+    """An axis' values and a new one, sorted."""
+    distinct = {identity(value): value for value in (*values, new)}
+    return sorted(distinct.values(), key=sort_key)
+
+
 def axis_value(run: Run, axis: str) -> Any:
     """A run's place on an axis, as the sweep was given it: an axis may be a group, such as ``scheduler``."""
     return run.record.axes.get(axis, run.values.get(axis))

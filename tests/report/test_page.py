@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from sft_experiments.report.page import plotting_library, script_json
+from sft_experiments.report.page_data import MOST_CURVES
 from sft_experiments.report.write import write_report
 from sft_experiments.run.record import Status
 from tests.report.sweep_factory import bowl, write_extras, write_grid, write_run
@@ -92,6 +93,17 @@ def test_a_hundred_runs_of_a_thousand_points_stay_below_five_megabytes(tmp_path:
                     values = {name: random.random() for name in event} | {"train/learning_rate": random.random()}
                     file.write(json.dumps({"step": step, "tokens": 600 * step} | values) + "\n")
     assert len(own_part(page_of(tmp_path)).encode()) < 5_000_000
+
+
+def test_of_very_many_runs_the_best_and_the_alarming_ones_are_drawn(tmp_path: Path) -> None:
+    write_grid(tmp_path, noise=0.01, num_seeds=4, rates=[1e-4 * 1.2**power for power in range(16)])
+    write_run(tmp_path, 0.9, 8, 9.0, alerts=[{"rule": "spike", "step": 5, "message": "m"}])
+    page = page_of(tmp_path)
+    assert f"Curves of {MOST_CURVES} of 193 runs" in page
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))  # type: ignore[union-attr]
+    assert len(data["runs"]) == MOST_CURVES
+    assert data["runs"][0]["rank"] == 1
+    assert any(run["alerts"] for run in data["runs"])
 
 
 @pytest.mark.parametrize("status", [Status.running, Status.failed])
