@@ -134,7 +134,7 @@ class _Courier:
         self._pass_notes_on()
 
     def _let_go(self) -> None:
-        with suppress(Exception):  # the tracker is lost already, and has its note
+        with suppress(BaseException):  # the tracker is lost already, and has its note; W&B even calls sys.exit
             self._tracker.abandon()
 
     def _pass_notes_on(self) -> None:
