@@ -99,7 +99,9 @@ def run_composed(composed: DictConfig) -> float:
 
 def run_planned(trial: Trial) -> float:
     """Look at the model, show the plan, train, show the result. Returns the objective."""
-    check_model_source(trial.config.model)
+    commit = check_model_source(trial.config.model)
+    if commit is not None:
+        trial.record.fingerprints["model_commit"] = commit
     show_plan(trial)
     record = run_trial(trial)
     show_outcome(trial.folder, record)

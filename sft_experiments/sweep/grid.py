@@ -30,8 +30,7 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
     from sft_experiments.show import show_sweep_outcome, show_sweep_plan
 
     plans, trials = plan_sweep(context, master, arguments)
-    for model in {trial.config.model.name: trial.config.model for trial in trials.values()}.values():
-        check_model_source(model)
+    pin_models(list(trials.values()))
     with hold(plans.folder / LOCK_FILE, "a sweep"):
         plans.cells = {trial.id: trial.record.axes for trial in trials.values()}
         plans.write()
@@ -43,6 +42,15 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
     if failed:
         raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
     return returns
+
+
+def pin_models(trials: list[Trial]) -> None:
+    """Look at each model once, before anything is spent; the commit of a Hub model goes into its trials' records."""
+    models = {trial.config.model.name: trial.config.model for trial in trials}
+    commits = {name: check_model_source(model) for name, model in models.items()}
+    for trial in trials:
+        if (commit := commits[trial.config.model.name]) is not None:
+            trial.record.fingerprints["model_commit"] = commit
 
 
 def plan_sweep(

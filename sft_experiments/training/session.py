@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from typing import Any, Optional
 
 from datasets import Dataset
+from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from sft_experiments.data.fingerprint import default_cache_dir
 from sft_experiments.data.prepare import PreparedData, prepare_data
+from sft_experiments.data.summary import print_summary
 from sft_experiments.errors import DataError, TrainingFailed
 from sft_experiments.monitor.callback import MonitorCallback
 from sft_experiments.monitor.facts import RunFacts
@@ -18,7 +20,7 @@ from sft_experiments.monitor.names import measured
 from sft_experiments.monitor.session import Monitor
 from sft_experiments.monitor.trackers import RunIdentity
 from sft_experiments.plan.batch import BatchPlan, StepPlan, plan_steps
-from sft_experiments.plan.build import steps_as_dict
+from sft_experiments.plan.build import steps_as_dict, steps_line
 from sft_experiments.plan.cadence import evaluation_steps
 from sft_experiments.run.files import write_json_atomically
 from sft_experiments.run.folder import RunFolder
@@ -100,6 +102,7 @@ def prepare(config: Config, tokenizer: PreTrainedTokenizerBase, folder: RunFolde
     if data.validation is None:
         raise DataError("there are no validation rows: give dataset.validation_files or dataset.validation_fraction")
     write_json_atomically(folder.data_report, data.report.as_json())
+    print_summary(data.report.as_json(), Console())
     record.fingerprints.update(data.fingerprints)
     return data
 
@@ -183,6 +186,9 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     record.plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
+    print(f"steps: {steps_line(record.plan['steps'])}")
+    for part in ("attention", "loss_head"):
+        print(f"{part.replace('_', ' ')}: {record.plan[part]['value']} ({record.plan[part]['reason']})")
     answers = AnswerValidationPrompts(config, tokenizer, data)
 
     def answer_metrics() -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The two hot pieces of a training step alone, forward and backward: the loss head and the attention of packed rows.
 
-``python -m benchmarks.kernels`` prints milliseconds of CPU time and how far results are from the reference, and writes
-benchmarks/results/kernels.json. The constants in training/loss_head.py come from here.
+``python -m benchmarks.loss_and_attention`` prints milliseconds of CPU time and how far results are from the reference, and writes
+benchmarks/results/loss_and_attention.json. The constants in training/loss_head.py come from here.
 """
 
 import argparse
