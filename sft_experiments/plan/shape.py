@@ -8,7 +8,7 @@ from typing import Any, Optional
 from sft_experiments.plan.size import model_config_file
 from sft_experiments.schema import ModelConfig, ModelSource
 
-DEMO_VOCABULARY = 384  # of data.demo.build_demo_tokenizer
+DEMO_VOCABULARY = 531  # of data.demo.build_demo_tokenizer; a test compares them
 NOT_GATED = {"gpt2", "opt", "gpt_neo", "gpt_neox", "bloom", "phi"}
 TYPICAL_VOCABULARY = 128_000
 
