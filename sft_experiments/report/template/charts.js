@@ -46,7 +46,7 @@ function baseLayout(extra) {
 
 function plot(id, traces, layout) {
   // The buttons are listed one by one: the library's own list has one that uploads the chart.
-  const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+  const config = { displaylogo: false, displayModeBar: narrow() ? false : "hover", responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
   return Plotly.react(id, traces, baseLayout(layout), config);
 }
 
