@@ -67,8 +67,8 @@ def test_speed_leaves_out_evaluations(folder: RunFolder, identity: RunIdentity) 
         monitor.pause_end()
     monitor.finish("completed", {})
     for event in read_events(folder.metrics):
-        assert event["train/step_seconds"] == pytest.approx(0.05, abs=0.03)
-        assert event["train/tokens_per_second"] == pytest.approx(2000, rel=0.5)
+        assert 0.05 <= event["train/step_seconds"] < 0.5
+        assert event["train/tokens_per_second"] == pytest.approx(100 / event["train/step_seconds"])
 
 
 def test_a_resumed_run_goes_on_where_the_checkpoint_was(folder: RunFolder, identity: RunIdentity) -> None:

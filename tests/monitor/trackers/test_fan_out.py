@@ -101,7 +101,7 @@ def test_a_tracker_that_hangs_is_left_behind_after_the_deadline(method: str) -> 
     hanging, sound = ScriptedTracker(method, hang), ScriptedTracker()
     started = time.monotonic()
     (note,) = tell_everything(Trackers([hanging, sound], finish_seconds=0.3))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert "did not answer in time" in note
     assert hanging.abandoned.is_set()
     assert sound.told == list(METHODS)
@@ -113,7 +113,7 @@ def test_a_tracker_that_hangs_never_blocks_the_trainer(monkeypatch: pytest.Monke
     started = time.monotonic()
     for _ in range(10_000):
         trackers.log(EVENT)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     notes = trackers.finish("completed", {})
     assert any("events are missing there" in note for note in notes)
 

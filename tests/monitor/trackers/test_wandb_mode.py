@@ -81,7 +81,7 @@ def test_the_decision_takes_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         assert choose_mode(WandbMode.auto)[0] == "offline"
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 5
 
 
 def test_wishes_win(monkeypatch: pytest.MonkeyPatch) -> None:

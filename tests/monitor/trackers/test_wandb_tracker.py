@@ -181,7 +181,7 @@ def test_a_dead_host_means_offline(tmp_path: Path) -> None:
     done, slowest = run_script(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL="http://127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     assert "wandb is offline (http://127.0.0.1:1 cannot be reached" in done.stdout
-    assert slowest < 0.1
+    assert slowest < 1
     assert summary(run_folders(tmp_path / "run")[0])["state"] == "finished"
 
 
@@ -190,7 +190,7 @@ def test_a_host_that_accepts_and_never_answers_means_offline(tmp_path: Path, sil
     done, slowest = run_script(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=silent_host)
     assert done.returncode == 0, done.stderr
     assert "did not answer within 2 s" in done.stdout
-    assert slowest < 0.1
+    assert slowest < 1
     assert summary(run_folders(tmp_path / "run")[0])["state"] == "finished"
 
 
@@ -201,7 +201,7 @@ def test_a_host_that_stops_answering_is_left_behind(tmp_path: Path, host_that_on
     )
     assert done.returncode == 0, done.stderr
     assert "wandb did not answer in time and was left behind" in done.stdout
-    assert slowest < 0.1
+    assert slowest < 1
     assert KEY not in done.stdout + done.stderr
 
 
@@ -212,7 +212,7 @@ def test_the_death_of_its_service_process_is_survived(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "wandb stopped in log: " in done.stdout
     assert done.stderr == ""
-    assert slowest < 0.1
+    assert slowest < 1
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_survived(tmp_path: Path) -> None:
     (tmp_path / "run" / "wandb").write_text("a file is in the way")
     done, slowest = run_into_obstacle(tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert slowest < 0.1
+    assert slowest < 1
 
 
 def run_into_obstacle(folder: Path) -> tuple[subprocess.CompletedProcess[str], float]:
