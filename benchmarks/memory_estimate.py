@@ -67,6 +67,22 @@ def cases(device: str) -> list[Case]:
         Case("LoRA", wide, replace(work, method="lora", lora_r=16, per_device_batch=8)),
         Case("LoRA, bf16", wide, replace(work, method="lora", lora_r=16, per_device_batch=8, precision="bf16")),
         Case("QLoRA, bf16", wide, replace(work, method="qlora", lora_r=16, per_device_batch=8, precision="bf16")),
+        *held_out(work),
+    ]
+
+
+def held_out(work: Workload) -> list[Case]:
+    """Mixed settings on another shape, measured after the formulae were fixed."""
+    other = Shape(
+        hidden=384, layers=5, heads=6, key_value_heads=2, head_size=64, width=1024, vocabulary=10_000, tied=False
+    )
+    odd = replace(work, per_device_batch=3, length=300, supervised_share=0.25)
+    return [
+        Case("held out: bf16, accumulation 2", other, replace(odd, precision="bf16", accumulation=2)),
+        Case("held out: checkpointing, accumulation 2", other, replace(odd, checkpointing=True, accumulation=2)),
+        Case("held out: LoRA r=8, checkpointing", other, replace(odd, method="lora", lora_r=8, checkpointing=True)),
+        Case("held out: packed bf16", other, replace(odd, length=512, precision="bf16", packed=True)),
+        Case("held out: pure bf16, SGD", other, replace(odd, precision="pure_bf16", optim="sgd")),
     ]
 
 
