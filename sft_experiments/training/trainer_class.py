@@ -133,6 +133,13 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
             )
         return grad_norm
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream, but a run resumed from the checkpoint of its last step does not train one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # ---- what is reported
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

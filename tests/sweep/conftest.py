@@ -3,7 +3,10 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from io import StringIO
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,14 @@ from typing import Any
 import pytest
 
 from sft_experiments.cli import main
-from sft_experiments.run.folder import find_run_folders
+from sft_experiments.run.folder import RunFolder, find_run_folders
 from sft_experiments.run.record import Record, read_record
 from sft_experiments.sweep.starter import warm_up
 from tests.conftest import SMALL_DEMO
 
 FAULTS = Path(__file__).parent / "faults"
 TINY = [*SMALL_DEMO, "logger=none", "compute.threads=1", "train.max_steps=6", "train.effective_batch_size=8"]
+QUIET_RATES = "train.learning_rate=0.001,0.002,0.003"
 
 Fault = dict[str, Any]
 
@@ -38,16 +42,15 @@ class Done:
     def records(self) -> list[Record]:
         return [read_record(folder) for folder in find_run_folders(self.folder)]
 
-    def by(self, axis: str) -> dict[Any, Record]:
-        return {record.axes[axis]: record for record in self.records()}
-
     def by_rate(self) -> dict[float, Record]:
-        return self.by("train.learning_rate")
+        return {record.config["train"]["learning_rate"]: record for record in self.records()}
+
+    def trial(self, rate: float) -> RunFolder:
+        (path,) = self.folder.glob(f"*{self.by_rate()[rate].trial_id}")
+        return RunFolder(path)
 
     def weights(self, rate: float) -> bytes:
-        trial = self.by_rate()[rate].trial_id
-        (folder,) = self.folder.glob(f"*{trial}")
-        return (folder / "model" / "model.safetensors").read_bytes()
+        return (self.trial(rate).model / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -85,22 +88,31 @@ def plant(faulty_environment: dict[str, str]) -> Iterator[Callable[..., None]]:
     write()
 
 
-@pytest.fixture
-def sweep(
-    starter: None,
-    faulty_environment: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Callable[..., Done]:
-    """``sweep(*overrides, command="sweep")``: the command as at the shell, but without the seconds of its imports."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("SFT_CACHE_DIR", "HF_HUB_OFFLINE", "COLUMNS"):
-        monkeypatch.setenv(name, faulty_environment[name])
+@pytest.fixture(scope="session")
+def sweep_in(starter: None, faulty_environment: dict[str, str]) -> Callable[..., Done]:
+    """``sweep_in(home, *overrides)``: the command as at the shell, but without the seconds of its imports."""
 
-    def run(*overrides: str) -> Done:
-        code = main(["train", "-m", *TINY, *overrides])
-        captured = capfd.readouterr()
-        return Done(code, captured.out + captured.err, tmp_path)
+    def run(home: Path, *overrides: str) -> Done:
+        with pytest.MonkeyPatch.context() as patch, StringIO() as shown:
+            patch.chdir(home)
+            for name in ("SFT_CACHE_DIR", "HF_HUB_OFFLINE", "COLUMNS"):
+                patch.setenv(name, faulty_environment[name])
+            with redirect_stdout(shown), redirect_stderr(shown):
+                code = main(["train", "-m", *TINY, *overrides])
+            return Done(code, shown.getvalue(), home)
 
     return run
+
+
+@pytest.fixture
+def sweep(sweep_in: Callable[..., Done], tmp_path: Path) -> Callable[..., Done]:
+    """``sweep(*overrides)``: in this test's own folder."""
+    return partial(sweep_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def quiet(sweep_in: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The sweep that nothing happens to: what all others are compared with. Read it, do not change it."""
+    done = sweep_in(tmp_path_factory.mktemp("quiet"), QUIET_RATES)
+    assert done.code == 0, done.shown
+    return done

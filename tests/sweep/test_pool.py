@@ -1,0 +1,118 @@
+"""The pool's bookkeeping on a clock that only the test moves: no device is ever booked twice, none idles for long."""
+
+import random
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+from sft_experiments.composition import composed
+from sft_experiments.plan import device
+from sft_experiments.plan.device import Gpu
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Status, read_record
+from sft_experiments.run.trial import Request, Trial, plan_trial
+from sft_experiments.sweep import concurrency, pool
+from sft_experiments.sweep.concurrency import Slot
+
+NUM_TRIALS, NUM_DEVICES = 100, 4
+
+
+class Clock:
+    """Seconds since the start, and the trials that run at this moment."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.running: list[FakeWorker] = []
+        self.booked: list[tuple[str, float, float]] = []  # devices, from, until
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, sentinels: list[Any], timeout: float) -> None:
+        """As multiprocessing's: until the first worker ends, or the time is over."""
+        if self.running:
+            self.now = min([self.now + timeout, *(worker.ends for worker in self.running)])
+
+
+class FakeWorker:
+    """A process that completes its trial after the seconds that were drawn for it."""
+
+    sentinel = 0
+
+    def __init__(self, clock: Clock, folder: RunFolder, devices: str, seconds: float) -> None:
+        self.clock, self.folder, self.ends = clock, folder, clock.now + seconds
+        clock.booked.append((devices, clock.now, self.ends))
+        clock.running.append(self)
+
+    @property
+    def exitcode(self) -> Optional[int]:
+        if self.clock.now < self.ends:
+            return None
+        if self in self.clock.running:
+            self.clock.running.remove(self)
+            record = read_record(self.folder)
+            record.status, record.objective = Status.completed, 1.0
+            record.write(self.folder)
+        return 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Four GPUs that do not exist, and a time that does not pass by itself."""
+    made = Clock()
+    gpus = tuple(Gpu(index, "fake", 80.0, 9.0) for index in range(NUM_DEVICES))
+    for module in (device, concurrency):
+        monkeypatch.setattr(module, "gpus", lambda: gpus)
+    monkeypatch.setattr(pool, "warm_up", lambda threads: None)
+    monkeypatch.setattr(pool, "write_report", lambda folder: None)
+    monkeypatch.setattr(pool, "time", made)
+    monkeypatch.setattr(pool, "wait", made.wait)
+    return made
+
+
+def trials(root: Path, count: int, *overrides: str) -> list[Trial]:
+    planned = []
+    for number in range(count):
+        with composed([f"train.seed={number}", *overrides]) as composition:
+            request = Request(axes={"train.seed": number}, root=root, concurrent_trials=NUM_DEVICES)
+            planned.append(plan_trial(composition.master, request))
+    return planned
+
+
+@pytest.mark.parametrize("devices_per_trial", [1, 2])
+def test_a_hundred_trials_on_four_devices(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices_per_trial: int
+) -> None:
+    draw = random.Random(7)
+    seconds = [draw.uniform(20, 300) for _ in range(NUM_TRIALS)]
+    left = iter(seconds)
+
+    def start(folder: RunFolder, threads: int, devices: str) -> FakeWorker:
+        return FakeWorker(clock, folder, devices, next(left))
+
+    monkeypatch.setattr(pool, "start_worker", start)
+    groups = NUM_DEVICES // devices_per_trial
+    slots = [Slot(index, ",".join(map(str, range(index * devices_per_trial, (index + 1) * devices_per_trial))))
+             for index in range(groups)]  # fmt: skip
+    monkeypatch.setattr(pool, "slots", lambda parallel, num_devices, kind: slots)
+    records = pool.Pool(trials(tmp_path, NUM_TRIALS), groups).run()
+
+    assert all(record.status is Status.completed for record in records)
+    assert len(clock.booked) == NUM_TRIALS
+    assert clock.now <= 1.1 * sum(seconds) / groups
+    for number, (devices, start_, end) in enumerate(clock.booked):
+        for other, other_start, other_end in clock.booked[:number]:
+            if set(devices.split(",")) & set(other.split(",")):
+                assert start_ >= other_end or end <= other_start
+
+
+def test_slots_share_the_visible_devices_out(clock: Clock) -> None:
+    assert [slot.visible_devices for slot in concurrency.slots(4, 1, "cuda")] == ["0", "1", "2", "3"]
+    assert [slot.visible_devices for slot in concurrency.slots(2, 2, "cuda")] == ["0,1", "2,3"]
+    with pytest.raises(concurrency.ConfigError, match="needs more GPUs than the 4 visible ones"):
+        concurrency.slots(3, 2, "cuda")
+
+
+def test_on_cpu_slots_leave_the_devices_alone() -> None:
+    assert [slot.visible_devices for slot in concurrency.slots(3, 1, "cpu")] == [None, None, None]
