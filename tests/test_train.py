@@ -168,3 +168,12 @@ def test_training_inside_this_process_gives_the_same_result(trained: Path, sft, 
     assert read_record(RunFolder(record.parent)).objective == pytest.approx(
         read_record(RunFolder(trained)).objective, abs=1e-4
     )
+
+
+def test_a_secret_typed_as_an_override_reaches_no_file_and_no_output(sft, tmp_path: Path) -> None:
+    canary = "hf_" + "c4n4ry" * 5
+    done = sft("train", *SMALL_DEMO, "train.max_steps=2", f"logger.wandb.tags=[{canary}]", HF_TOKEN=canary)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert canary not in done.stdout + done.stderr
+    leaks = [file for file in tmp_path.rglob("*") if file.is_file() and canary.encode() in file.read_bytes()]
+    assert leaks == []

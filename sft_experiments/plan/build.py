@@ -68,7 +68,8 @@ def steps_as_dict(steps: StepPlan, batch: BatchPlan, tokens: int, documents: int
 
 def steps_line(steps: dict[str, Any]) -> str:
     """The step arithmetic in a sentence."""
-    partial = f"; the last step of an epoch holds {steps['last_group_examples']}" if steps["last_group_is_partial"] else ""
+    last = steps["last_group_examples"]
+    partial = f"; the last step of an epoch holds {last}" if steps["last_group_is_partial"] else ""
     return (
         f"{steps['total_steps']} steps, {steps['warmup_steps']} of them warmup; {steps['steps_per_epoch']} per epoch,"
         f" each {steps['examples_per_step']:g} examples and about {steps['tokens_per_step']:,} tokens{partial}"

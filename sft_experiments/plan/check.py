@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from sft_experiments.errors import ConfigError
+from sft_experiments.monitor.health import check_rules
+from sft_experiments.monitor.trackers import check_names
 from sft_experiments.plan.cadence import resolve_interval
 from sft_experiments.plan.device import installed
 from sft_experiments.plan.extra import check_extra
@@ -18,8 +20,6 @@ from sft_experiments.schema import (
     TrainOn,
 )
 
-KNOWN_TRACKERS = ("tensorboard", "wandb", "trackio")
-
 
 def check_config(config: Config) -> None:
     """Raise one ``ConfigError`` that lists everything that cannot work."""
@@ -30,9 +30,19 @@ def check_config(config: Config) -> None:
         *_data(config),
         *_objective(config),
         *check_extra(config.train.extra),
+        *_watching(config),
     ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+
+
+def _watching(config: Config) -> Iterator[str]:
+    """Health rules and trackers check their own names."""
+    for check in (lambda: check_rules(config.monitor.rules), lambda: check_names(config.logger.trackers)):
+        try:
+            check()
+        except ConfigError as error:
+            yield str(error)
 
 
 def _numbers(config: Config) -> Iterator[str]:

@@ -58,6 +58,7 @@ OWNED = {
     "dataset_kwargs": "the dataset group (data are prepared before the trainer sees them)",
     "use_cpu": "compute.device",
     "dataloader_num_workers": "compute.dataloader_num_workers",
+    "hub_token": "the environment variable HF_TOKEN (a token here would be written to the run folder)",
     "push_to_hub": "nothing: a finished run is exported by hand",
     "auto_find_batch_size": "train.effective_batch_size (it would change the effective batch)",
     "resume_from_checkpoint": "nothing: runs resume by themselves",

@@ -9,6 +9,7 @@ from typing import Any, Optional
 from omegaconf import DictConfig, OmegaConf
 
 from sft_experiments.compose import conf_dir, to_config, to_plain
+from sft_experiments.monitor.secrets import redact, redact_text
 from sft_experiments.plan.build import Plan, build_plan
 from sft_experiments.plan.check import check_config
 from sft_experiments.plan.origin import values_with_origin
@@ -85,11 +86,11 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
         label=label,
         status=Status.pending,
         created_at=utc_now(),
-        overrides=request.overrides,
+        overrides=redact(request.overrides),
         axes=request.axes,
         sweep=request.root.name if request.root else None,
-        command=reproduce_command(request),
-        config=to_plain(config),
+        command=redact_text(reproduce_command(request)),
+        config=redact(to_plain(config)),
         plan={"trial_id": identity, **plan.as_dict(), "values": origins},
         objective_metric=config.objective.metric,
         objective_direction=config.objective.direction.value,

@@ -17,6 +17,7 @@ from sft_experiments.run.identity import NOT_IDENTITY, digest, without
 from sft_experiments.run.lock import hold
 from sft_experiments.run.trial import Trial, folder_name, plan_trial
 from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, compose_cell, expand
+from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.finish import finish_sweep
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
@@ -35,6 +36,7 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         plans.cells = {trial.id: trial.record.axes for trial in trials.values()}
         plans.write()
         show_sweep_plan(plans, list(trials.values()))
+        check_first(master, list(trials.values()))
         point_hydra_at(master, plans.folder)
         returns = list(launcher.launch([list(overrides) for overrides in trials], 0))
         notes = finish_sweep(plans, list(trials.values()))
@@ -90,13 +92,15 @@ def plan_cells(
 def fixed_hash(master: DictConfig, axes: list[str]) -> str:
     """A hash of everything that decides results and is not an axis, so that a changed setting is a new sweep.
 
-    Seeds are left out: replicas that are added later belong beside the cells they replicate.
+    Seeds, and axes of the sweep group that are cut to one value, are left out as well: replicas and parts of a grid
+    belong beside the cells that are finished.
     """
     values = as_mapping(master, resolve=False)
     values.pop("hydra", None)
+    varied = {*axes, *values["sweep"]["axes"], SEED_AXIS, "train.data_seed"}
     files = {key: select(values, key) for key in ("dataset.train_files", "dataset.validation_files")}
-    fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in axes}
-    return digest([without(values, (*NOT_IDENTITY, SEED_AXIS, "train.data_seed", *axes)), fixed_files])
+    fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in varied}
+    return digest([without(values, (*NOT_IDENTITY, *varied)), fixed_files])
 
 
 def sweep_folder(master: DictConfig, cells: list[Cell]) -> Path:

@@ -16,6 +16,8 @@ from sft_experiments.data.summary import print_summary
 from sft_experiments.errors import DataError, TrainingFailed
 from sft_experiments.monitor.callback import MonitorCallback
 from sft_experiments.monitor.facts import RunFacts
+from sft_experiments.monitor.flops import peak_flops, training_flops_per_token
+from sft_experiments.monitor.memory import memory_capacity_gib
 from sft_experiments.monitor.names import measured
 from sft_experiments.monitor.session import Monitor
 from sft_experiments.monitor.trackers import RunIdentity
@@ -25,7 +27,7 @@ from sft_experiments.plan.cadence import evaluation_steps
 from sft_experiments.run.files import write_json_atomically
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Record, Status
-from sft_experiments.schema import Config
+from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.attention_choice import choose_attention
 from sft_experiments.training.cadence import EvaluateAndSave, StopOnSignal
@@ -55,7 +57,7 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
     checkpoint, notes = newest_complete(folder.checkpoints)
     record.notes += notes
     resumed_step = step_of(checkpoint) if checkpoint else -1
-    monitor = Monitor(config, folder, identity_of(record, resumed_step), facts_of(config, steps))
+    monitor = Monitor(config, folder, identity_of(record, resumed_step), facts_of(config, steps, model, record))
     status = Status.failed
     try:
         resumes = checkpoint is not None
@@ -152,13 +154,28 @@ def identity_of(record: Record, resumed_step: int) -> RunIdentity:
     )
 
 
-def facts_of(config: Config, steps: StepPlan) -> RunFacts:
-    """What the health rules judge the run against."""
+def facts_of(config: Config, steps: StepPlan, model: PreTrainedModel, record: Record) -> RunFacts:
+    """What the health rules judge the run against, and what utilisation is measured by."""
+    peak = config.monitor.peak_tflops
     return RunFacts(
         total_steps=steps.total_steps,
         warmup_steps=steps.warmup_steps,
         planned_learning_rates=planned_learning_rates(config, steps),
+        flops_per_token=flops_per_token(config, model, record),
+        peak_flops=peak * 1e12 if peak is not None else peak_flops(record.environment["device"]),
+        memory_gib=memory_capacity_gib(record.plan["device"]["value"]),
     )
+
+
+def flops_per_token(config: Config, model: PreTrainedModel, record: Record) -> float:
+    """Of one trained token, from the model's parameters outside the input embedding and the mean document length."""
+    architecture, steps = model.config.get_text_config(), record.plan["steps"]
+    embedding = model.get_input_embeddings().weight.numel()
+    tied = getattr(architecture, "tie_word_embeddings", False)
+    matmul = model.num_parameters() - (0 if tied else embedding)
+    trained = 1.0 if config.peft.method is PeftMethod.none else 0.0
+    length = steps["tokens_per_epoch"] / max(1, steps["documents"])
+    return training_flops_per_token(matmul, trained, architecture.num_hidden_layers, architecture.hidden_size, length)
 
 
 def build_trainer(

@@ -1,0 +1,82 @@
+"""What the documents say can be done, can be done: links resolve, commands parse and compose."""
+
+import re
+import shlex
+import tomllib
+from argparse import ArgumentParser
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from sft_experiments.cli import COMMANDS
+from sft_experiments.compose import conf_dir, register
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HYDRA_FLAGS = {"-m", "--multirun"}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `sft ...` line in the shell blocks of a page, comments cut off, continued lines joined."""
+    found = []
+    for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split(" ; "):
+                words = shlex.split(part.removeprefix("$ "), comments=True)
+                if words[:1] == ["sft"]:
+                    found.append(words[1:])
+    return found
+
+
+ALL = [(page.name, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: sft {' '.join(words)}" for page, words in ALL])
+def test_every_command_in_the_documents_is_understood(page: str, words: list[str]) -> None:
+    name, arguments = words[0], words[1:]
+    assert name in COMMANDS or name.startswith("-"), name
+    if name.startswith("-"):
+        return
+    module = import_module(COMMANDS[name][0])
+    if hasattr(module, f"add_{name}_arguments"):
+        parser = ArgumentParser()
+        getattr(module, f"add_{name}_arguments")(parser)
+        parser.parse_intermixed_args(arguments)
+    elif "--from" not in arguments:
+        overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+        single = [re.sub(r"^([\w./+~-]+=)([^\[{'\"]*?),.*$", r"\1\2", override) for override in overrides]
+        register()
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            compose("config", overrides=single)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_resolves(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_short_and_its_make_targets_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
+
+
+def test_every_pinned_core_dependency_satisfies_its_range() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for text in project["dependencies"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name]), text
+
+
+def test_no_page_names_a_machine_or_registry() -> None:
+    for page in PAGES:
+        assert not re.search(r"pypi\.org|pythonhosted|/root/|/tmp/dev", page.read_text()), page
