@@ -276,6 +276,7 @@ class SweepConfig:
     retry_failed: bool = MISSING  # run recorded failures again
     fail_fast: bool = MISSING  # the first failure ends the sweep
     keep_models: int = MISSING  # the best k trials keep their weights; -1: all
+    check: Optional[bool] = None  # run `sft check` on one cell first; null: yes, except for the demo and for relaunches
 
 
 @dataclass
