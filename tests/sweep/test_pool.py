@@ -1,19 +1,18 @@
 """The pool's bookkeeping on a clock that only the test moves: no device is ever booked twice, none idles for long."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
 
 from sft_experiments.composition import composed
-from sft_experiments.plan import device
 from sft_experiments.plan.device import Gpu
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Status, read_record
-from sft_experiments.run.trial import Request, Trial, plan_trial
+from sft_experiments.run.trial import Request, Trial, plan_trial, trial_folder
 from sft_experiments.sweep import concurrency, pool
-from sft_experiments.sweep.concurrency import Slot
 
 NUM_TRIALS, NUM_DEVICES = 100, 4
 
@@ -62,8 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Four GPUs that do not exist, and a time that does not pass by itself."""
     made = Clock()
     gpus = tuple(Gpu(index, "fake", 80.0, 9.0) for index in range(NUM_DEVICES))
-    for module in (device, concurrency):
-        monkeypatch.setattr(module, "gpus", lambda: gpus)
+    monkeypatch.setattr(concurrency, "gpus", lambda: gpus)
     monkeypatch.setattr(pool, "warm_up", lambda threads: None)
     monkeypatch.setattr(pool, "write_report", lambda folder: None)
     monkeypatch.setattr(pool, "time", made)
@@ -71,13 +69,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def trials(root: Path, count: int, *overrides: str) -> list[Trial]:
-    planned = []
-    for number in range(count):
-        with composed([f"train.seed={number}", *overrides]) as composition:
-            request = Request(axes={"train.seed": number}, root=root, concurrent_trials=NUM_DEVICES)
-            planned.append(plan_trial(composition.master, request))
-    return planned
+def trials(root: Path) -> list[Trial]:
+    """As many copies of one planned trial, each with an id and a folder of its own."""
+    with composed(["compute.device=cpu"]) as composition:
+        planned = plan_trial(composition.master, Request(root=root, concurrent_trials=NUM_DEVICES))
+    copies = []
+    for number in range(NUM_TRIALS):
+        record = replace(planned.record, trial_id=f"{number:012x}")
+        copies.append(replace(planned, record=record, folder=trial_folder(root, "", record.trial_id)))
+    return copies
 
 
 @pytest.mark.parametrize("devices_per_trial", [1, 2])
@@ -93,10 +93,9 @@ def test_a_hundred_trials_on_four_devices(
 
     monkeypatch.setattr(pool, "start_worker", start)
     groups = NUM_DEVICES // devices_per_trial
-    slots = [Slot(index, ",".join(map(str, range(index * devices_per_trial, (index + 1) * devices_per_trial))))
-             for index in range(groups)]  # fmt: skip
-    monkeypatch.setattr(pool, "slots", lambda parallel, num_devices, kind: slots)
-    records = pool.Pool(trials(tmp_path, NUM_TRIALS), groups).run()
+    booking = concurrency.slots(groups, devices_per_trial, "cuda")
+    monkeypatch.setattr(pool, "slots", lambda *wanted: booking)
+    records = pool.Pool(trials(tmp_path), groups).run()
 
     assert all(record.status is Status.completed for record in records)
     assert len(clock.booked) == NUM_TRIALS
