@@ -192,7 +192,8 @@ def old_arguments() -> dict[str, Any]:
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
-        masking, bf16_weights, evaluation_loss, not_a_number, truncation, wrapped_packing, train_eval_gap, old_arguments,
+        masking, bf16_weights, evaluation_loss, not_a_number,
+        truncation, wrapped_packing, train_eval_gap, old_arguments,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`sft doctor`: is this machine ready? One screen, exit code 1 when training could not start. Imports no torch itself."""
+"""`sft doctor`: is this machine ready? One screen, exit code 1 when training could not start. Imports no torch."""
 
 import json
 import os

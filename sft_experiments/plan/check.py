@@ -1,7 +1,8 @@
 """Contradictions between settings, found before anything is spent. Every mistake is collected and shown at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from sft_experiments.data.sources import has_validation
 from sft_experiments.errors import ConfigError
 from sft_experiments.monitor.health import check_rules
 from sft_experiments.monitor.trackers import check_names
@@ -38,7 +39,11 @@ def check_config(config: Config) -> None:
 
 def _watching(config: Config) -> Iterator[str]:
     """Health rules and trackers check their own names."""
-    for check in (lambda: check_rules(config.monitor.rules), lambda: check_names(config.logger.trackers)):
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: check_rules(config.monitor.rules),
+        lambda: check_names(config.logger.trackers),
+    )
+    for check in checks:
         try:
             check()
         except ConfigError as error:
@@ -102,12 +107,15 @@ def _cadence(config: Config) -> Iterator[str]:
 def _data(config: Config) -> Iterator[str]:
     """Every evaluation, the best checkpoint and the objective need validation rows."""
     dataset = config.dataset
-    parts = [dataset, *dataset.mixture.values()]
-    given = any(part.validation_files or part.validation_split for part in parts)
+    try:
+        given = has_validation(dataset)
+    except ConfigError as error:  # a part of a mixture that is wrong in itself
+        yield str(error)
+        return
     if not 0 <= dataset.validation_fraction < 1:
         yield f"dataset.validation_fraction={dataset.validation_fraction}: must be at least 0 and below 1"
-    elif dataset.source is not DataSource.demo and not given and dataset.validation_fraction == 0:
-        yield "there would be no validation data: give dataset.validation_files or a dataset.validation_fraction above 0"
+    elif not given and dataset.validation_fraction == 0:
+        yield "there would be no validation data: give dataset.validation_files or dataset.validation_fraction above 0"
     if dataset.source is DataSource.files and not dataset.train_files:
         yield "dataset.train_files is empty: give it as dataset.train_files=[train.jsonl]"
     if dataset.source is DataSource.hub and not dataset.hub_id:

@@ -63,7 +63,7 @@ def plan(arguments: list[str], sweep_by_default: bool = False) -> int:
 def _options() -> ArgumentParser:
     parser = ArgumentParser(
         prog="sft plan",
-        usage="sft plan [--device-memory 80GiB] [--price 2.5] [--json] [key=value ...] [key=a,b ...] [sweep=lr_x_batch]",
+        usage="sft plan [--device-memory 80GiB] [--price 2.5] [--json] [key=value ...] [key=a,b ...] [sweep=...]",
         description="What a run or sweep would do and cost. Nothing is trained or written.",
         allow_abbrev=False,
     )

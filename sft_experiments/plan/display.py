@@ -39,9 +39,8 @@ def _show_steps(ahead: Forecast) -> None:
     steps = ahead.steps
     if steps is not None:
         tokens = f", {ahead.tokens / max(1, steps.total_steps):,.0f} tokens per step" if ahead.tokens else ""
-        console.print(
-            f"  steps      {steps.total_steps} [dim]({steps.steps_per_epoch} per epoch, {steps.warmup_steps} of warmup{tokens})[/dim]"
-        )
+        details = f"{steps.steps_per_epoch} per epoch, {steps.warmup_steps} of warmup{tokens}"
+        console.print(f"  steps      {steps.total_steps} [dim]({details})[/dim]")
 
 
 def _cells(found: Outlook) -> Table:

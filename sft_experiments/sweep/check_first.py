@@ -20,7 +20,7 @@ def wants_check(trials: list[Trial]) -> bool:
 
 
 def check_first(master: DictConfig, trials: list[Trial]) -> None:
-    """Run ``sft check`` on the middle cell; its report goes to the terminal. Raises ``TrainingFailed`` when it fails."""
+    """Run ``sft check`` on the middle cell, its report on the terminal. Raises ``TrainingFailed`` when it fails."""
     if not wants_check(trials):
         return
     middle = trials[len(trials) // 2]

@@ -8,8 +8,6 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -75,7 +73,7 @@ class SanityReport:
 def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
     """Run the check. Whatever is wrong becomes an item; nothing is raised for a fault of data, model or settings."""
     report = SanityReport()
-    with _fault(report, "data"):
+    with _Fault(report, "data"):
         report.tokenizer = load_tokenizer(trial.config.model)
         cache = default_cache_dir()
         report.data = prepare_data(trial.config.dataset, report.tokenizer, cache_dir=cache, model=trial.config.model)
@@ -88,30 +86,41 @@ def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
     if report.verdict == "fail":
         return report
     model = None
-    with _fault(report, "model"):
+    with _Fault(report, "model"):
         model = load(trial.config, report.tokenizer, report.data, trial.record)
         notes = check_loaded_model(model, report.tokenizer)
         report.items.append(Item("model", "warn" if notes else "pass", "; ".join(notes) or "weights are finite"))
     if model is not None:
-        with _fault(report, "training"):
+        with _Fault(report, "training"):
             _train(trial, model, rows, num_steps, end_ids, report)
     return report
 
 
-@contextmanager
-def _fault(report: SanityReport, stage: str) -> Iterator[None]:
-    """An error of ours, running out of memory or divergence becomes an item."""
-    try:
-        yield
-    except TrainingFailed as error:
-        report.items.append(Item(stage, "fail", str(error), "lower train.learning_rate by 10"))
-    except SftError as error:
-        report.items.append(Item(stage, "fail", str(error), "correct this first; nothing after it was looked at"))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+class _Fault:
+    """An error of ours, running out of memory or divergence inside the block becomes an item; others are raised."""
+
+    def __init__(self, report: SanityReport, stage: str) -> None:
+        self.report, self.stage = report, stage
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> bool:
+        item = _item_of(error, self.stage) if error is not None else None
+        if item is not None:
+            self.report.items.append(item)
+        return item is not None
+
+
+def _item_of(error: BaseException, stage: str) -> Optional[Item]:
+    if isinstance(error, TrainingFailed):
+        return Item(stage, "fail", str(error), "lower train.learning_rate by 10")
+    if isinstance(error, SftError):
+        return Item(stage, "fail", str(error), "correct this first; nothing after it was looked at")
+    if is_out_of_memory(error):
         step = "set train.per_device_train_batch_size to half, or train.activation_checkpointing=true; see sft plan"
-        report.items.append(Item("memory", "fail", f"out of memory: {str(error).splitlines()[0]}", step))
+        return Item("memory", "fail", f"out of memory: {str(error).splitlines()[0]}", step)
+    return None
 
 
 def _data_item(data: PreparedData) -> Item:
@@ -208,7 +217,7 @@ def _trainable_item(model: Any) -> Item:
     return Item("trainable weights", "fail", found, "the model is frozen: no weight has requires_grad")
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Time and memory of the steps."""
 
     def __init__(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.plan.commands import as_dict, outlook, plan
 from sft_experiments.plan.commands import _options as plan_options
+from sft_experiments.plan.commands import as_dict, outlook, plan
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,7 @@ def rows_file(folder: Path, count: int) -> str:
 
 def test_a_run_is_planned_without_being_touched(tmp_path: Path) -> None:
     (cell,) = planned("train.effective_batch_size=16")["cells"]
-    assert cell["batch"] == {
-        "effective_batch_size": 16, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_devices": 1,
-    }  # fmt: skip
+    assert (cell["batch"]["per_device_train_batch_size"], cell["batch"]["gradient_accumulation_steps"]) == (16, 1)
     assert cell["steps"]["steps_per_epoch"] == 375  # 6000 rows / 16
     assert cell["state"] == "new"
     assert not (tmp_path / "outputs").exists()
@@ -57,7 +55,7 @@ def test_the_origin_of_each_value_is_told() -> None:
 
 
 def test_a_warmup_longer_than_the_training_is_refused_once_the_rows_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="scheduler.warmup_steps=500 is more than"):
+    with pytest.raises(Exception, match=r"scheduler\.warmup_steps=500 is more than"):
         planned("dataset=messages", rows_file(tmp_path, 40), "scheduler.warmup_steps=500")
 
 

@@ -1,4 +1,4 @@
-"""Each planted fault is caught by `sft check`, by the item that is about it; a healthy run passes and leaves no trace."""
+"""Each planted fault is caught by `sft check`, by the item about it; a healthy run passes and leaves no trace."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -46,7 +46,8 @@ def test_a_healthy_run_passes_with_every_item_looked_at() -> None:
     report = checked(steps=15)
     assert failed_items(report) == {}
     assert [item.name for item in report.items] == [
-        "data", "labels", "end of turn in the labels", "model", "trainable weights", "loss on fixed rows", "loss by step",
+        "data", "labels", "end of turn in the labels", "model", "trainable weights", "loss on fixed rows",
+        "loss by step",
         "end-of-turn probability", "generations", "memory", "speed",
     ]  # fmt: skip
     assert len(report.trajectory) == 15

@@ -1,0 +1,63 @@
+"""The largest batch that fits a GPU is taken, and what would make a run fit is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_experiments.composition import composed
+from sft_experiments.plan import device, fit
+from sft_experiments.plan.device import Gpu
+from sft_experiments.plan.memory import GIB, estimate_memory
+from sft_experiments.plan.shape import shape_of
+from sft_experiments.run.trial import Trial
+
+LORA_8B = [
+    "model=llama3_1_8b", "peft=lora", "train.activation_checkpointing=true", "train.effective_batch_size=48",
+    "dataset=messages", "dataset.train_files=[rows.jsonl]", "dataset.max_length=2048",
+]  # fmt: skip
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """What nvidia-smi would list is replaced; there is no GPU where these tests run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+
+    def plan(memory_gib: float, *overrides: str) -> Trial:
+        for module in (device, fit):
+            monkeypatch.setattr(module, "gpus", lambda: (Gpu(0, "Test GPU", memory_gib, 9.0),))
+        with composed([*LORA_8B, *overrides]) as composition:
+            return composition.trial()
+
+    return plan
+
+
+def test_auto_takes_the_largest_batch_that_fits(on_gpu: Any) -> None:
+    chosen = {}
+    for memory in (64, 80, 140):
+        trial = on_gpu(memory)
+        shape = shape_of(trial.config.model)
+        assert shape is not None
+        batch = trial.plan.batch
+        chosen[memory] = batch.per_device_train_batch_size
+        assert batch.effective_batch_size == 48
+        estimate = estimate_memory(shape, fit.workload(trial.config, trial.plan, None))
+        assert chosen[memory] == 1 or estimate.total <= fit.TIGHT * memory * GIB
+    assert chosen[64] <= chosen[80] <= chosen[140]
+    assert chosen[64] < chosen[140]
+
+
+def test_a_batch_set_by_hand_is_left_alone(on_gpu: Any) -> None:
+    assert on_gpu(24, "train.per_device_train_batch_size=16").plan.batch.per_device_train_batch_size == 16
+
+
+def test_what_would_make_it_fit_ends_with_the_first_setting_that_does(on_gpu: Any) -> None:
+    trial = on_gpu(80, "peft=none", "train.activation_checkpointing=false")
+    shape = shape_of(trial.config.model)
+    assert shape is not None
+    advice = fit.make_it_fit(trial.config, trial.plan, None, shape, 80 * GIB)
+    assert [line.split(":")[0] for line in advice][-1] == "peft=lora"
+    hopeless = fit.make_it_fit(trial.config, trial.plan, None, shape, 2 * GIB)
+    assert hopeless[-1] == "none of these fits one such device"
