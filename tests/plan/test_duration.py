@@ -26,23 +26,24 @@ def write_run(
     folder.mkdir(parents=True)
     record = {
         "trial_id": "x", "status": status, "attempts": 1,
-        "config": {"model": {"name": "m"}, "peft": {"method": "none"}, "dataset": {"max_length": 64, "packing": "none"}},
+        "config": {
+            "model": {"name": "m"}, "peft": {"method": "none"}, "dataset": {"max_length": 64, "packing": "none"},
+        },
         "plan": {
             "device": {"value": "cpu"}, "precision": {"value": "fp32"}, "threads": 1,
             "batch": {"effective_batch_size": effective, "gradient_accumulation_steps": 1},
         },
-        "environment": {"device": "cpu"}, "timings": {"train": train_seconds}, "metrics": {"tokens": 1000, "total_steps": 9},
+        "environment": {"device": "cpu"}, "timings": {"train": train_seconds},
+        "metrics": {"tokens": 1000, "total_steps": 9},
     }  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record))
     losses = [{"step": 0, "eval/loss": 2.0}, {"step": 9, "eval/loss": 1.0}]
     events = [losses[0], {"step": 1, "train/tokens_per_second": tokens_per_second}, losses[1]]
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, events)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
 def test_training_and_evaluations_of_a_like_run_are_told_apart(tmp_path: Path) -> None:
-    write_run(
-        tmp_path / "a", tokens_per_second=100, train_seconds=16
-    )  # 10 s of training, 3 s for each of 2 evaluations
+    write_run(tmp_path / "a", tokens_per_second=100, train_seconds=16)  # 10 s of steps, 3 s for each of 2 evaluations
     found = from_measured(measured_runs(tmp_path), LIKE, 8, tokens=5000, evaluations=6)
     assert found is not None
     assert found.seconds == pytest.approx(5000 / 100 + 6 * 3)
