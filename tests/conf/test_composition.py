@@ -11,9 +11,16 @@ from sft_experiments.plan.check import check_config
 from sft_experiments.schema import Config
 
 # What an option needs that only its user knows.
+FILE = f"[{Path(__file__)}]"  # any file that exists: nothing is read here
 NEEDED = {
     "model/hub": ["model.name=somebody/some-model-7B"],
     "dataset/hub": ["dataset.hub_id=somebody/rows"],
+    "peft/qlora": ["model=qwen3_1_7b"],
+    "experiment/llama3_1_8b_tutorial": [f"dataset.train_files={FILE}"],
+    **{
+        f"dataset/{name}": [f"dataset.train_files={FILE}"]
+        for name in ("alpaca", "messages", "prompt_completion", "sharegpt", "text")
+    },
     "dataset/mixture": ["+dataset.mixture.one={source: demo, format: messages, weight: 1.0, train_split: train}"],
 }
 BUILDING_BLOCKS = ("base", "size")
