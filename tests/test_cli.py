@@ -60,7 +60,7 @@ def test_every_cell_of_a_sweep_is_checked_before_the_first_one_starts(sft, tmp_p
 
 
 def test_hydra_flags_behave_as_hydra_users_expect(sft) -> None:
-    assert "learning_rate: 0.001" in sft("train", "--cfg", "job", "--resolve").stdout
+    assert "learning_rate: 0.002" in sft("train", "--cfg", "job", "--resolve").stdout
     assert (
         "model: tiny" in sft("train", "--info", "defaults").stdout or sft("train", "--info", "defaults").returncode == 0
     )

@@ -16,7 +16,7 @@ from sft_experiments.run.identity import digest, without
     [
         "name=other", "output_dir=elsewhere", "logger=none", "compute.threads=1", "sweep.retries=5",
         "train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=3", "dataset.name=renamed",
-        "monitor.stall_seconds=5", "train.precision=fp32", "train.learning_rate=0.0010", "train.learning_rate=1e-3",
+        "monitor.stall_seconds=5", "train.precision=fp32", "train.learning_rate=0.0020", "train.learning_rate=2e-3",
     ],
 )  # fmt: skip
 def test_names_places_and_watching_do_not_change_the_id(planned, override: str) -> None:
@@ -26,7 +26,7 @@ def test_names_places_and_watching_do_not_change_the_id(planned, override: str) 
 @pytest.mark.parametrize(
     "override",
     [
-        "train.learning_rate=2e-3", "train.effective_batch_size=16", "train.seed=1", "train.data_seed=1",
+        "train.learning_rate=3e-3", "train.effective_batch_size=8", "train.seed=1", "train.data_seed=1",
         "scheduler=linear", "train.precision=bf16", "dataset.max_length=32", "dataset.demo.seed=1", "peft=lora",
         "model.config.num_hidden_layers=3", "generation.max_new_tokens=9", "+train.extra.neftune_noise_alpha=5",
     ],

@@ -52,7 +52,8 @@ def test_a_folder_in_use_by_another_process_is_refused_at_once(planned) -> None:
     trial.write()
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom sft_experiments.run.lock import hold\n"
-        f"with hold(Path({str(trial.folder.lock.resolve())!r}), 'a test'):\n    print('held', flush=True)\n    time.sleep(60)"
+        f"with hold(Path({str(trial.folder.lock.resolve())!r}), 'a test'):\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
