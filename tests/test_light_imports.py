@@ -7,7 +7,8 @@ import pytest
 
 HEAVY = {"torch", "transformers", "datasets", "trl", "accelerate", "peft", "wandb", "pandas", "plotly"}
 LIGHT = [
-    "cli", "app", "schema", "errors", "compose", "show", "plan.build", "plan.check", "run.launch", "run.trial",
+    "cli", "app", "schema", "errors", "compose", "show", "composition", "doctor", "run.launch", "run.trial",
+    "plan.build", "plan.check", "plan.commands", "plan.display", "plan.recommend", "sweep.check_first",
     "sweep.grid", "sweep.pool", "sweep.board", "report.commands", "report.compare", "monitor.health",
     "monitor.metrics_file", "data.fingerprint", "data.report",
 ]  # fmt: skip
@@ -27,7 +28,7 @@ def test_no_light_module_imports_a_heavy_package() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--cfg", "job"], ["compare", "--help"]],
+    [["--help"], ["train", "--cfg", "job"], ["compare", "--help"], ["plan"], ["recommend"]],
     ids=lambda arguments: " ".join(arguments),
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
