@@ -115,6 +115,14 @@ class Direction(str, Enum):
     maximize = "maximize"
 
 
+class SearchMethod(str, Enum):
+    """How the cells of a sweep are chosen."""
+
+    grid = "grid"  # every combination
+    random = "random"
+    bayes = "bayes"  # by what earlier ones scored (Optuna)
+
+
 @dataclass
 class RecommendedConfig:
     """Starting points and ranges for one size class (full fine-tuning; the peft group scales the learning rate)."""
@@ -276,6 +284,9 @@ class SweepConfig:
     retry_failed: bool = MISSING  # run recorded failures again
     fail_fast: bool = MISSING  # the first failure ends the sweep
     keep_models: int = MISSING  # the best k trials keep their weights; -1: all
+    search: SearchMethod = MISSING
+    num_trials: int = MISSING  # of random and Bayesian search: the total, those of earlier launches included
+    search_seed: int = MISSING
     check: Optional[bool] = None  # run `sft check` on one cell first; null: yes, except for the demo and for relaunches
 
 

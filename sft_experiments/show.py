@@ -13,6 +13,7 @@ from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Record, Status, read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.ledger import Sweep
+from sft_experiments.sweep.space import Space
 
 PIPE_WIDTH = 160  # columns where the output is a file or a pipe; rich would cut tables to 80
 # Commands and paths are for pasting: soft_wrap never breaks them over lines.
@@ -80,6 +81,16 @@ def show_sweep_plan(sweep: Sweep, trials: list[Trial]) -> None:
     if done:
         console.print(f"  {done} of {len(trials)} trials are completed already and are not run again")
     show_warnings(list(dict.fromkeys(warning for trial in trials for warning in trial.plan.warnings)))
+
+
+def show_search_plan(sweep: Sweep, space: Space, num_trials: int) -> None:
+    """A search before it runs: what it may choose from, and how many points it will try in all."""
+    console.print(
+        f"[bold]{sweep.name}[/bold]  Bayesian search, {num_trials} trials in all, {sweep.concurrent_trials} at a time"
+        f"  [dim]{sweep.folder}[/dim]"
+    )
+    for key, dimension in space.dimensions.items():
+        console.print(Text(f"  {key}: {dimension}"))
 
 
 def batch_table(trials: list[Trial]) -> Table:

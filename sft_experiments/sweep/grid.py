@@ -11,82 +11,92 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from sft_experiments.compose import as_mapping
-from sft_experiments.errors import ConfigError, DataError, RunFolderError, SweepFailed
+from sft_experiments.errors import ConfigError, RunFolderError, SweepFailed
 from sft_experiments.plan.origin import select
 from sft_experiments.run.identity import NOT_IDENTITY, digest, without
 from sft_experiments.run.lock import hold
-from sft_experiments.run.trial import Trial, folder_name, plan_trial
-from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, compose_cell, expand
+from sft_experiments.run.trial import Trial, folder_name
+from sft_experiments.schema import SearchMethod
+from sft_experiments.sweep.bayes import Search
+from sft_experiments.sweep.cells import SEED_AXIS, axis_keys, expand
 from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.finish import finish_sweep
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
-from sft_experiments.training.model_gate import check_model_source
+from sft_experiments.sweep.planning import pin_models, plan_cells
+from sft_experiments.sweep.space import random_cells, search_space
 
 SHORT_HASH = 8
 
 
 def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, arguments: list[str]) -> list[JobReturn]:
     """Plan every cell, then launch them. Raises ``SweepFailed`` when some did not complete."""
-    from sft_experiments.show import show_sweep_outcome, show_sweep_plan
+    from sft_experiments.show import show_sweep_plan
 
-    plans, trials = plan_sweep(context, master, arguments)
-    pin_models(list(trials.values()))
+    if master.sweep.search is SearchMethod.bayes:
+        return bayesian_sweep(context, master, launcher, arguments)
+    plans, cells = plan_sweep(context, master, arguments)
+    trials = list(cells.values())
+    pin_models(trials)
     with hold(plans.folder / LOCK_FILE, "a sweep"):
-        plans.cells = {trial.id: trial.record.axes for trial in trials.values()}
+        plans.cells = {trial.id: trial.record.axes for trial in trials}
         plans.write()
-        show_sweep_plan(plans, list(trials.values()))
-        check_first(master, list(trials.values()))
+        show_sweep_plan(plans, trials)
+        check_first(master, trials)
         point_hydra_at(master, plans.folder)
-        returns = list(launcher.launch([list(overrides) for overrides in trials], 0))
-        notes = finish_sweep(plans, list(trials.values()))
-    failed = show_sweep_outcome(plans, list(trials.values()), notes)
-    if failed:
-        raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
+        returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
+        notes = finish_sweep(plans, trials)
+    account_for(plans, trials, notes)
     return returns
 
 
-def pin_models(trials: list[Trial]) -> None:
-    """Look at each model once, before anything is spent; the commit of a Hub model goes into its trials' records."""
-    models = {trial.config.model.name: trial.config.model for trial in trials}
-    commits = {name: check_model_source(model) for name, model in models.items()}
-    for trial in trials:
-        if (commit := commits[trial.config.model.name]) is not None:
-            trial.record.fingerprints["model_commit"] = commit
+def bayesian_sweep(
+    context: HydraContext, master: DictConfig, launcher: Launcher, arguments: list[str]
+) -> list[JobReturn]:
+    """The same with cells that are chosen as the sweep goes on."""
+    from sft_experiments.show import show_search_plan
+
+    space = search_space(context, master, arguments)
+    plans = new_sweep(master, list(space.dimensions), int(master.sweep.num_trials))
+    with hold(plans.folder / LOCK_FILE, "a sweep"):
+        plans.write()
+        show_search_plan(plans, space, int(master.sweep.num_trials))
+        point_hydra_at(master, plans.folder)
+        search = Search(context, master, plans, space)
+        returns = search.run(launcher)
+        trials = list(search.trials.values())
+        notes = finish_sweep(plans, trials)
+    account_for(plans, trials, notes)
+    return returns
+
+
+def account_for(plans: Sweep, trials: list[Trial], notes: list[str]) -> None:
+    """Show what became of all trials; ``SweepFailed`` when some did not complete."""
+    from sft_experiments.show import show_sweep_outcome
+
+    failed = show_sweep_outcome(plans, trials, notes)
+    if failed:
+        raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
 
 
 def plan_sweep(
     context: HydraContext, master: DictConfig, arguments: list[str]
 ) -> tuple[Sweep, dict[tuple[str, ...], Trial]]:
     """The sweep and its cells by their overrides, checked; writes nothing."""
-    cells = list(expand(context, master, arguments))
-    axes, parallel = axis_keys(cells), concurrent_trials(master, len(cells))
-    plans = Sweep(sweep_folder(master, cells), master.name, fixed_hash(master, axes), axes, {}, command(), parallel)
-    check_same_sweep(plans)
+    method = master.sweep.search
+    if method is SearchMethod.bayes:
+        raise ConfigError("sweep.search=bayes chooses its cells as it goes on; sweep=random lists some like them")
+    cells = list((random_cells if method is SearchMethod.random else expand)(context, master, arguments))
+    plans = new_sweep(master, axis_keys(cells), len(cells))
     return plans, plan_cells(context, master, plans, cells)
 
 
-def plan_cells(
-    context: HydraContext, master: DictConfig, plans: Sweep, cells: list[Cell]
-) -> dict[tuple[str, ...], Trial]:
-    """Every cell checked and planned, by its overrides. Equal cells become one trial; all mistakes show at once."""
-    trials: dict[tuple[str, ...], Trial] = {}
-    seen: set[str] = set()
-    mistakes: list[str] = []
-    for cell in cells:
-        composed = compose_cell(context, master, cell.overrides)
-        request = plans.request(cell.overrides, composed.hydra.runtime.choices.get("experiment"))
-        try:
-            trial = plan_trial(composed, request)
-        except (ConfigError, DataError) as error:
-            mistakes.append(f"{' '.join(cell.overrides)}: {error}" if len(cells) > 1 else str(error))
-            continue
-        if trial.id not in seen:
-            seen.add(trial.id)
-            trials[tuple(cell.overrides)] = trial
-    if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
-    return trials
+def new_sweep(master: DictConfig, axes: list[str], num_cells: int) -> Sweep:
+    """What is known before the cells are. Raises ``RunFolderError`` when the folder holds another sweep."""
+    parallel, fixed = concurrent_trials(master, num_cells), fixed_hash(master, axes)
+    plans = Sweep(sweep_folder(master, fixed), master.name, fixed, axes, {}, command(), parallel)
+    check_same_sweep(plans)
+    return plans
 
 
 def fixed_hash(master: DictConfig, axes: list[str]) -> str:
@@ -103,12 +113,11 @@ def fixed_hash(master: DictConfig, axes: list[str]) -> str:
     return digest([without(values, (*NOT_IDENTITY, *varied)), fixed_files])
 
 
-def sweep_folder(master: DictConfig, cells: list[Cell]) -> Path:
+def sweep_folder(master: DictConfig, fixed: str) -> Path:
     """The folder that the user named, or ``<output_dir>/<name>-<short hash>``."""
     if explicit_folder(master) is not None:
         return Path(master.hydra.sweep.dir)
-    name = folder_name(f"{master.name}")
-    return Path(master.output_dir) / f"{name}-{fixed_hash(master, axis_keys(cells))[:SHORT_HASH]}"
+    return Path(master.output_dir) / f"{folder_name(master.name)}-{fixed[:SHORT_HASH]}"
 
 
 def explicit_folder(master: DictConfig) -> Optional[str]:

@@ -23,12 +23,12 @@ from sft_experiments.run.launch import log_tail, settle
 from sft_experiments.run.lock import is_held
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.run.retry import advise_on_memory, limited, same_shape, smaller_batch
-from sft_experiments.run.trial import Trial, plan_trial
+from sft_experiments.run.trial import Trial
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
-from sft_experiments.sweep.cells import compose_cell
 from sft_experiments.sweep.concurrency import Slot, slots
 from sft_experiments.sweep.ledger import read_sweep
+from sft_experiments.sweep.planning import planned_cell
 from sft_experiments.sweep.starter import start_worker, warm_up
 
 POLL_SECONDS = 0.5
@@ -40,11 +40,7 @@ def launch(
 ) -> list[JobReturn]:
     """Run the cells and return Hydra's account of them; failures are returned, never raised."""
     sweep = read_sweep(Path(master.hydra.sweep.dir))
-    trials = []
-    for overrides in job_overrides:
-        composed = compose_cell(context, master, list(overrides))
-        request = sweep.request(list(overrides), composed.hydra.runtime.choices.get("experiment"))
-        trials.append(plan_trial(composed, request))
+    trials = [planned_cell(context, master, sweep, list(overrides)) for overrides in job_overrides]
     records = Pool(trials, sweep.concurrent_trials).run()
     return [job_return(list(overrides), record) for overrides, record in zip(job_overrides, records, strict=True)]
 

@@ -1,0 +1,132 @@
+"""What a search may choose from: intervals and listed values, from the sweep group or from the command line.
+
+In YAML: ``key: [a, b]`` or ``key: {low: 1e-5, high: 1e-3, log: true}``. At the shell, as Hydra writes it:
+``key=a,b``, ``key=interval(0,1)``, ``'key=tag(log,interval(1e-5,1e-3))'``, ``'key=int(interval(1,8))'``.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from sft_experiments.compose import as_mapping
+from sft_experiments.errors import ConfigError
+from sft_experiments.sweep.cells import Cell, compose_cell, override_values, parse, seed_axis
+
+DRAWS_PER_TRIAL = 100  # of a space with few points many draws repeat earlier ones; then we stop
+
+
+@dataclass(frozen=True)
+class Interval:
+    """All numbers from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    log: bool = False  # every factor alike, as learning rates want it
+    whole: bool = False
+
+    def draw(self, source: random.Random) -> str:
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = source.uniform(low, high)
+        return self.text(math.exp(value) if self.log else value)
+
+    def __str__(self) -> str:
+        return f"{self.text(self.low)} to {self.text(self.high)}{' (log)' if self.log else ''}"
+
+    def text(self, value: float) -> str:
+        """Three digits: finer differences are noise, and values stay readable."""
+        return str(round(value)) if self.whole else f"{float(f'{value:.3g}')!r}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Some values, as they are written in overrides."""
+
+    values: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(self.values)
+
+    def draw(self, source: random.Random) -> str:
+        return source.choice(self.values)
+
+
+Dimension = Union[Interval, Listed]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Fixed overrides, and what is searched, by key. ``seeds`` are the replicas of each point."""
+
+    fixed: list[str]
+    dimensions: dict[str, Dimension]
+    seeds: dict[str, list[str]]
+
+    def cells(self, point: dict[str, str]) -> list[Cell]:
+        """One cell per seed of a point."""
+        chosen = [f"{key}={value}" for key, value in point.items()]
+        axes = [*self.dimensions, *self.seeds]
+        return [Cell([*self.fixed, *chosen, *seed], axes) for seed in itertools.product(*self.seeds.values())]
+
+
+def search_space(context: HydraContext, master: DictConfig, arguments: list[str]) -> Space:
+    """The space that the command line and the sweep group describe; a key typed replaces the group's.
+
+    Raises ``ConfigError`` when there is nothing to search or a dimension makes no sense.
+    """
+    typed = {override.get_key_element(): override for override in parse(context, arguments)}
+    dimensions = {key: dimension for key, item in typed.items() if (dimension := _typed_dimension(item)) is not None}
+    fixed = [str(override.input_line) for key, override in typed.items() if key not in dimensions]
+    composed = compose_cell(context, master, fixed)
+    for key, value in as_mapping(composed.sweep.axes).items():
+        if key not in typed:
+            dimensions[key] = _listed_dimension(key, value)
+    if not dimensions:
+        raise ConfigError("nothing to search: give a key several values or an interval, e.g. key=interval(0,1)")
+    return Space(fixed, dimensions, seed_axis(composed, set(typed)))
+
+
+def _typed_dimension(override: Override) -> Optional[Dimension]:
+    """None for one fixed value."""
+    if not override.is_sweep_override():
+        return None
+    value, key = override.value(), override.get_key_element()
+    if isinstance(value, IntervalSweep):
+        return _interval(key, value.start, value.end, "log" in value.tags)
+    return Listed(tuple(item.split("=", 1)[1] for item in override_values(override)))
+
+
+def _listed_dimension(key: str, value: Any) -> Dimension:
+    if isinstance(value, list) and value:
+        return Listed(tuple(map(str, value)))
+    if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "log"}:
+        return _interval(key, value["low"], value["high"], bool(value.get("log", False)))
+    raise ConfigError(f"sweep.axes: {key} must have a list of values or {{low, high, log}}, not {value!r}")
+
+
+def _interval(key: str, low: Any, high: Any, log: bool) -> Interval:
+    if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high):
+        raise ConfigError(f"{key}: the interval from {low} to {high} is empty")
+    if log and low <= 0:
+        raise ConfigError(f"{key}: a logarithmic interval must start above 0, not at {low}")
+    return Interval(float(low), float(high), log, whole=isinstance(low, int) and isinstance(high, int))
+
+
+def random_cells(context: HydraContext, master: DictConfig, arguments: list[str]) -> Iterator[Cell]:
+    """``sweep.num_trials`` different points, drawn with ``sweep.search_seed``. A larger number keeps the first ones."""
+    space = search_space(context, master, arguments)
+    wanted, seen = int(master.sweep.num_trials), set()
+    for number in range(wanted * DRAWS_PER_TRIAL):
+        source = random.Random(f"{master.sweep.search_seed} {number}")
+        point = {key: dimension.draw(source) for key, dimension in space.dimensions.items()}
+        if tuple(point.values()) not in seen:
+            seen.add(tuple(point.values()))
+            yield from space.cells(point)
+        if len(seen) == wanted:
+            return
