@@ -8,7 +8,7 @@ from sft_experiments.monitor.health import check_rules
 from sft_experiments.monitor.trackers import check_names
 from sft_experiments.plan.cadence import resolve_interval
 from sft_experiments.plan.device import installed
-from sft_experiments.plan.extra import check_extra
+from sft_experiments.plan.extra import check_extra, check_upstream_names
 from sft_experiments.schema import (
     Config,
     DataFormat,
@@ -31,6 +31,7 @@ def check_config(config: Config) -> None:
         *_data(config),
         *_objective(config),
         *check_extra(config.train.extra),
+        *check_upstream_names(config.train.optim, config.scheduler.name),
         *_watching(config),
     ]
     if mistakes:

@@ -2,13 +2,13 @@
 
 import json
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from sft_experiments.plan.duration import measured_runs
 from sft_experiments.plan.facts import DataFacts, data_facts
-from sft_experiments.plan.fit import parse_size
+from sft_experiments.plan.fit import on_a_gpu, parse_size
 from sft_experiments.plan.forecast import Forecast, forecast
 from sft_experiments.plan.shape import Shape, shape_of
 from sft_experiments.run.record import Status
@@ -83,6 +83,8 @@ def outlook(overrides: list[str], options: Namespace, sweep_by_default: bool = F
             sweep, trials = composition.sweep()
         else:
             sweep, trials = None, [composition.trial()]
+    if device_bytes is not None:
+        trials = [replace(trial, plan=on_a_gpu(trial.config, trial.plan, device_bytes)) for trial in trials]
     runs = measured_runs(Path(trials[0].config.output_dir))
     known_facts = Remembered(data_facts, lambda config: (repr(config.dataset), repr(config.model)))
     known_shapes = Remembered(lambda config: shape_of(config.model), lambda config: repr(config.model))

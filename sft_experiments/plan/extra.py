@@ -65,6 +65,22 @@ OWNED = {
 }
 
 
+# Schedules that react to the loss: their rates cannot be planned, previewed or compared between cells.
+FOLLOWS_LOSS = {"reduce_lr_on_plateau", "greedy"}
+
+
+def check_upstream_names(optim: str, scheduler: str) -> Iterator[str]:
+    """One line for an optimizer or scheduler that the installed transformers does not have."""
+    schedules = [name for name in upstream_choices("trainer_utils.py", "SchedulerType") if name not in FOLLOWS_LOSS]
+    named = {
+        "train.optim": (optim, upstream_choices("training_args.py", "OptimizerNames")),
+        "scheduler.name": (scheduler, schedules),
+    }
+    for key, (value, allowed) in named.items():
+        if value not in allowed:
+            yield f"{key}={value}: no such name{nearest(value, list(allowed))}; allowed: {', '.join(allowed)}"
+
+
 def check_extra(extra: dict[str, Any]) -> Iterator[str]:
     """One line for each key of train.extra that is ours, or that the installed SFTConfig lacks."""
     if not extra:
@@ -86,6 +102,19 @@ def sft_config_fields() -> frozenset[str]:
             *_annotated(_source("trl", "trainer/base_config.py"), "_BaseConfig"),
             *_annotated(_source("transformers", "training_args.py"), "TrainingArguments"),
         ]
+    )
+
+
+@lru_cache
+def upstream_choices(file: str, enum: str) -> tuple[str, ...]:
+    """The values of a string enum of the installed transformers, e.g. the names of its optimizers."""
+    tree = ast.parse(_source("transformers", file).read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == enum]
+    return tuple(
+        str(statement.value.value)
+        for node in classes
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
     )
 
 

@@ -1,15 +1,15 @@
 """Whether a run fits its device: the verdict, the largest batch that fits, and what would make it fit."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan.batch import AUTO, BatchPlan, divisors
-from sft_experiments.plan.device import gpus
+from sft_experiments.plan.device import Choice, gpus
 from sft_experiments.plan.facts import DataFacts, data_facts
 from sft_experiments.plan.memory import GIB, MemoryEstimate, Workload, estimate_memory
 from sft_experiments.plan.shape import Shape, shape_of
-from sft_experiments.schema import Config, PackingStrategy, PeftMethod
+from sft_experiments.schema import Config, Device, PackingStrategy, PeftMethod, Precision
 
 if TYPE_CHECKING:
     from sft_experiments.plan.build import Plan
@@ -58,25 +58,39 @@ def make_it_fit(
     config: Config, plan: "Plan", facts: Optional[DataFacts], shape: Shape, available: Optional[float]
 ) -> list[str]:
     """Settings to add one after the other, mildest first, each with its estimate, up to the first that fits."""
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": plan.batch.effective_batch_size}),
+        ("train.activation_checkpointing=true", {"checkpointing": True}),
+        ("train.optim=adamw_torch_fused", {"optim": "adamw_torch_fused"}),
+        ("peft=lora", {"method": "lora", "lora_r": 16}),
+        ("peft=qlora", {"method": "qlora", "lora_r": 16}),
+    ]
     work = workload(config, plan, facts)
-    smallest = replace(work, per_device_batch=1, accumulation=max(2, config.train.effective_batch_size))
-    smallest = smallest if work.per_device_batch > 1 else work
-    leanest = replace(smallest, checkpointing=True)
-    changes = [("train.per_device_train_batch_size=1", smallest), ("train.activation_checkpointing=true", leanest)]
-    if config.peft.method is PeftMethod.none:
-        changes.append(("train.optim=adamw_torch_fused", replace(leanest, optim="adamw_torch_fused")))
-        changes.append(("peft=lora", replace(leanest, method="lora", lora_r=16)))
-    changes.append(("peft=qlora", replace(leanest, method="qlora", lora_r=16)))
-    advice: list[str] = []
-    for setting, changed in changes:
-        total = estimate_memory(shape, changed).total
+    total, advice = estimate_memory(shape, work).total, []
+    for setting, change in changes:
+        changed = replace(work, **change)
+        lower = estimate_memory(shape, changed).total
+        if lower >= total:
+            continue
+        work, total = changed, lower
         advice.append(f"{setting}: {gib(total)}")
         if available is not None and total <= TIGHT * available:
             return advice
     return [*advice, "none of these fits one such device"]
 
 
-def auto_batch(config: Config, plan: "Plan") -> BatchPlan:
+def on_a_gpu(config: Config, plan: "Plan", device_bytes: float) -> "Plan":
+    """The plan for a GPU of that memory, so that a laptop can plan for one. A GPU that is here keeps its own."""
+    if plan.device.value != "cuda":
+        if config.compute.device is not Device.auto:
+            return plan
+        plan = replace(plan, device=Choice("cuda", "assumed, because --device-memory was given"))
+        if config.train.precision is Precision.auto and config.model.size_class != "tiny":
+            plan = replace(plan, precision=Choice("bf16", "assumed: fp32 parameters, bf16 autocast"))
+    return replace(plan, batch=auto_batch(config, plan, device_bytes))
+
+
+def auto_batch(config: Config, plan: "Plan", device_bytes: Optional[float] = None) -> BatchPlan:
     """On CUDA, the largest per-device batch that is estimated to fit; elsewhere, and when set by hand, the plan's own.
 
     When none fits, 1 is tried, and what happens when memory runs out has the last word.
@@ -84,7 +98,8 @@ def auto_batch(config: Config, plan: "Plan") -> BatchPlan:
     batch, wanted = plan.batch, config.train.per_device_train_batch_size
     if wanted != AUTO or plan.device.value != "cuda":
         return batch
-    shape, available = shape_of(config.model), device_memory(plan)
+    shape = shape_of(config.model)
+    available = device_bytes if device_bytes is not None else device_memory(plan)
     if shape is None or available is None:
         return batch
     work = workload(config, plan, data_facts(config))

@@ -109,15 +109,21 @@ def _duration(
         trainable_fraction=1.0 if full else shape.lora_parameters(config.peft.r) / shape.parameters,
         recomputes=config.train.activation_checkpointing,
     )
-    name = gpus()[0].name if plan.device.value == "cuda" else plan.device.value
-    return computed_duration(shape, load, plan.device.value, name, plan.threads)
+    return computed_duration(shape, load, plan.device.value, device_name(plan), plan.threads)
+
+
+def device_name(plan: Plan) -> str:
+    """As records have it; a GPU that is only assumed has no name, and so no known peak."""
+    if plan.device.value != "cuda":
+        return plan.device.value
+    return gpus()[0].name if gpus() else "a GPU that is not here"
 
 
 def likeness(config: Config, plan: Plan) -> Likeness:
     return Likeness(
         model=config.model.name,
         device=plan.device.value,
-        device_name=gpus()[0].name if plan.device.value == "cuda" else plan.device.value,
+        device_name=device_name(plan),
         precision=plan.precision.value,
         threads=plan.threads,
         method=config.peft.method.name,

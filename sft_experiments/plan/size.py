@@ -18,6 +18,7 @@ from sft_experiments.errors import ConfigError, ModelError
 TINY_BELOW = 10e6
 BOUNDARIES = [(TINY_BELOW, "tiny"), (math.sqrt(3e9 * 7e9), "1b_3b"), (math.sqrt(13e9 * 30e9), "7b_13b")]
 LARGEST = "30b_70b"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def size_class(num_parameters: float) -> str:
@@ -34,7 +35,7 @@ def size_class_of(name: str, revision: Optional[str] = None) -> str:
     config = model_config_file(name, revision)
     if config is not None:
         return size_class(count_parameters(json.loads(config.read_text(encoding="utf-8"))))
-    from_name = parameters_in_name(name)
+    from_name = parameters_in_name(name) if HUB_ID.fullmatch(name) else None
     if from_name is None:
         raise ModelError(
             f"model.name={name}: no config.json in such a folder or in the local Hub cache, and no size like '8B' in"
@@ -50,7 +51,7 @@ def model_config_file(name: str, revision: Optional[str] = None) -> Optional[Pat
         return folder / "config.json" if (folder / "config.json").is_file() else None
     from huggingface_hub import try_to_load_from_cache  # imports no torch
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not HUB_ID.fullmatch(name):
         return None
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(cached) if isinstance(cached, str) else None

@@ -4,12 +4,14 @@ from typing import Any
 
 from trl import SFTConfig
 
+from sft_experiments.errors import ConfigError
 from sft_experiments.monitor.trackers import upstream_names
 from sft_experiments.plan.batch import BatchPlan, StepPlan
 from sft_experiments.plan.cadence import resolve_interval
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import Config, Direction, PackingStrategy
 from sft_experiments.training.schedule import scheduler_arguments
+from sft_experiments.training.tokenizer import first_line
 
 NEEDS_PADDING = {"sdpa", "eager"}
 NEVER = 10**9  # steps: our own callback decides when to evaluate and save
@@ -48,7 +50,10 @@ def training_arguments(
         **_data(config, plan["attention"]["value"]),
         **_quiet(),
     }
-    return SFTConfig(**{**values, **train.extra})
+    try:
+        return SFTConfig(**{**values, **train.extra})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"SFTConfig refuses the settings: {first_line(error)}") from error
 
 
 def _cadence(config: Config, steps: StepPlan, resumes: bool) -> dict[str, Any]:

@@ -46,3 +46,24 @@ def test_all_mistakes_are_shown_at_once() -> None:
     ):
         composition.trial()
     assert len(str(refusal.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("optim", "scheduler", "told"),
+    [
+        ("adamw_torch", "cosin", "scheduler.name=cosin: no such name; did you mean 'cosine'"),
+        ("adam", "cosine", "train.optim=adam: no such name"),
+        ("adamw_torch", "reduce_lr_on_plateau", "scheduler.name=reduce_lr_on_plateau: no such name"),
+    ],
+)
+def test_an_optimizer_or_schedule_that_upstream_lacks_is_refused(optim: str, scheduler: str, told: str) -> None:
+    (line,) = check_upstream_names(optim, scheduler)
+    assert line.startswith(told)
+
+
+def test_upstream_names_are_those_of_the_installed_enums() -> None:
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    assert upstream_choices("training_args.py", "OptimizerNames") == tuple(name.value for name in OptimizerNames)
+    assert upstream_choices("trainer_utils.py", "SchedulerType") == tuple(name.value for name in SchedulerType)
