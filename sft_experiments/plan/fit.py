@@ -58,11 +58,12 @@ def make_it_fit(
     config: Config, plan: "Plan", facts: Optional[DataFacts], shape: Shape, available: Optional[float]
 ) -> list[str]:
     """Settings to add one after the other, mildest first, each with its estimate, up to the first that fits."""
+    effective = plan.batch.effective_batch_size
     changes: list[tuple[str, dict[str, Any]]] = [
-        ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": plan.batch.effective_batch_size}),
+        ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": effective}),
         ("train.activation_checkpointing=true", {"checkpointing": True}),
         ("train.optim=adamw_torch_fused", {"optim": "adamw_torch_fused"}),
-        ("peft=lora", {"method": "lora", "lora_r": 16}),
+        *([("peft=lora", {"method": "lora", "lora_r": 16})] if config.peft.method is PeftMethod.none else []),
         ("peft=qlora", {"method": "qlora", "lora_r": 16}),
     ]
     work = workload(config, plan, facts)

@@ -80,7 +80,7 @@ def test_a_price_is_computed_from_the_time(trained: Path, monkeypatch: pytest.Mo
 
 
 def test_the_terminal_shows_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(["train.learning_rate=1e-3,2e-3", "--device-memory", "1GiB"]) == 0
+    assert plan(["train.learning_rate=1e-3,2e-3", "train.effective_batch_size=8", "--device-memory", "4GiB"]) == 0
     shown = capsys.readouterr().out
     assert "8 x 1 x 1 = 8" in shown
     assert "fits" in shown
