@@ -4,6 +4,7 @@ import pytest
 
 from sft_experiments.composition import composed
 from sft_experiments.errors import ConfigError
+from sft_experiments.plan.extra import check_upstream_names, upstream_choices
 
 FILES = ["dataset=messages", "dataset.train_files=[rows.jsonl]"]
 CONTRADICTIONS = {
