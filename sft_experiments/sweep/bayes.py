@@ -16,6 +16,7 @@ from sft_experiments.errors import ConfigError, MissingDependencyError
 from sft_experiments.run.record import Status, read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.check_first import check_first
+from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.ledger import Sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
 from sft_experiments.sweep.space import Dimension, Interval, Space
@@ -69,6 +70,7 @@ class Search:
     def _admit(self, trials: list[Trial]) -> None:
         """What every sweep does before it spends anything."""
         pin_models(trials)
+        check_disk(self.plans.folder, trials, self.plans.concurrent_trials)
         if len(self.study.get_trials(deepcopy=False)) == len(trials):
             check_first(self.master, trials)
         self.trials |= {trial.id: trial for trial in trials}

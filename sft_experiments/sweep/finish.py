@@ -1,7 +1,6 @@
 """What happens when all trials of a sweep have ended: the winner's test score, disk, the summary in W&B, the report."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 from sft_experiments.report.best import best_run
 from sft_experiments.report.publish import publish_ranking
 from sft_experiments.report.write import write_report
-from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.launch import worker_environment
-from sft_experiments.run.record import Record, Status, read_record
+from sft_experiments.run.record import Status, read_record
 from sft_experiments.run.trial import Trial
+from sft_experiments.sweep.disk import drop_weights
 from sft_experiments.sweep.ledger import Sweep
 
 
@@ -23,7 +22,7 @@ def finish_sweep(sweep: Sweep, trials: list[Trial]) -> list[str]:
         return []
     config = completed[0].config
     notes = score_winner_on_test_data(sweep.folder, config.dataset.test_files, completed[0].plan.threads)
-    notes += drop_weights(completed, config.sweep.keep_models)
+    drop_weights(sweep.folder, config.sweep.keep_models)
     notes += publish_ranking(sweep.folder, config.logger)
     write_report(sweep.folder)
     return notes
@@ -44,29 +43,3 @@ def score_winner_on_test_data(folder: Path, test_files: list[str], threads: int)
     record.metrics |= {name.replace("eval/", "test/"): value for name, value in scores.items()}
     record.write(winner.folder)
     return [f"test/loss of the winner: {record.metrics['test/loss']:.4f} (validation {record.objective:.4f})"]
-
-
-def drop_weights(completed: list[Trial], keep: int) -> list[str]:
-    """Delete checkpoints and models of all but the best ``keep`` trials; records and metrics stay. -1 keeps all."""
-    if keep < 0:
-        return []
-    records = {trial.id: read_record(trial.folder) for trial in completed}
-    ranked = sorted(completed, key=lambda trial: ranking_value(records[trial.id]))
-    freed = sum(remove_weights(trial.folder) for trial in ranked[keep:])
-    return [f"kept the weights of the best {keep}; freed {freed / 2**20:.0f} MiB (sweep.keep_models)"] if freed else []
-
-
-def ranking_value(record: Record) -> float:
-    """Smaller is better."""
-    assert record.objective is not None
-    return record.objective if record.objective_direction == "minimize" else -record.objective
-
-
-def remove_weights(folder: RunFolder) -> int:
-    """Delete checkpoints and model; returns the bytes freed."""
-    freed = 0
-    for part in (folder.checkpoints, folder.model):
-        if part.is_dir():
-            freed += sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
-            shutil.rmtree(part)
-    return freed

@@ -21,6 +21,7 @@ from sft_experiments.sweep.bayes import Search
 from sft_experiments.sweep.cells import SEED_AXIS, axis_keys, expand
 from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
+from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.finish import finish_sweep
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
@@ -42,6 +43,7 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         plans.cells = {trial.id: trial.record.axes for trial in trials}
         plans.write()
         show_sweep_plan(plans, trials)
+        check_disk(plans.folder, trials, plans.concurrent_trials)
         check_first(master, trials)
         point_hydra_at(master, plans.folder)
         returns = list(launcher.launch([list(overrides) for overrides in cells], 0))

@@ -27,6 +27,7 @@ from sft_experiments.run.trial import Trial
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
 from sft_experiments.sweep.concurrency import Slot, slots
+from sft_experiments.sweep.disk import drop_weights
 from sft_experiments.sweep.ledger import read_sweep
 from sft_experiments.sweep.planning import planned_cell
 from sft_experiments.sweep.starter import start_worker, warm_up
@@ -127,6 +128,7 @@ class Pool:
             return
         advise_on_memory(job.trial, record)
         board.ended(job.trial.folder, record)
+        drop_weights(job.trial.folder.path.parent, self.settings.keep_models)
         write_report(job.trial.folder.path.parent)
         if self.settings.fail_fast and record.status.is_failure:
             self.waiting.clear()

@@ -64,6 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(concurrency, "gpus", lambda: gpus)
     monkeypatch.setattr(pool, "warm_up", lambda threads: None)
     monkeypatch.setattr(pool, "write_report", lambda folder: None)
+    monkeypatch.setattr(pool, "drop_weights", lambda folder, keep: 0)
     monkeypatch.setattr(pool, "time", made)
     monkeypatch.setattr(pool, "wait", made.wait)
     return made
