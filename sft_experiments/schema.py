@@ -287,6 +287,8 @@ class SweepConfig:
     search: SearchMethod = MISSING
     num_trials: int = MISSING  # of random and Bayesian search: the total, those of earlier launches included
     search_seed: int = MISSING
+    rungs: list[float] = field(default_factory=list)  # shares of the training at which only the best trials go on
+    reduction_factor: float = MISSING  # of so many trials at a rung, one goes on
     check: Optional[bool] = None  # run `sft check` on one cell first; null: yes, except for the demo and for relaunches
 
 

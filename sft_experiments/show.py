@@ -113,10 +113,15 @@ def show_sweep_outcome(sweep: Sweep, trials: list[Trial], notes: list[str]) -> i
 
     records = [read_record(trial.folder) for trial in trials]
     failed = [
-        (trial, record) for trial, record in zip(trials, records, strict=True) if record.status is not Status.completed
+        (trial, record)
+        for trial, record in zip(trials, records, strict=True)
+        if record.status not in {Status.completed, Status.pruned}
     ]
     console.print()
     print_ranked_table([sweep.folder], Console(highlight=False))
+    for record in records:
+        if record.status is Status.pruned:
+            console.print(Text(f"pruned: {record.label}: {record.notes[-1] if record.notes else ''}", style="dim"))
     for trial, record in failed:
         reason = record.failure.message if record.failure else "not finished"
         console.print(Text(f"{record.status.value}: {record.label or trial.id}: {reason}", style="red"))

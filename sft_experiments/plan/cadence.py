@@ -24,3 +24,9 @@ def evaluation_steps(eval_steps: Union[int, float], total_steps: int) -> list[in
         return sorted({max(1, round(total_steps * look / looks)) for look in range(1, looks + 1)})
     interval = resolve_interval("train.eval_steps", eval_steps, total_steps)
     return sorted({*range(interval, total_steps + 1, interval), total_steps})
+
+
+def rung_step(share: float, eval_steps: Union[int, float], total_steps: int, warmup_steps: int) -> int:
+    """The step of a rung: the first planned evaluation after ``share`` of the training and after warmup."""
+    earliest = max(round(share * total_steps), warmup_steps + 1)
+    return next((step for step in evaluation_steps(eval_steps, total_steps) if step >= earliest), total_steps)

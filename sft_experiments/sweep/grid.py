@@ -23,6 +23,7 @@ from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.finish import finish_sweep
+from sft_experiments.sweep.halving import check_halving, launch_in_rungs
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
 from sft_experiments.sweep.space import random_cells, search_space
@@ -38,6 +39,8 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         return bayesian_sweep(context, master, launcher, arguments)
     plans, cells = plan_sweep(context, master, arguments)
     trials = list(cells.values())
+    if master.sweep.rungs:
+        check_halving(master, trials)
     pin_models(trials)
     with hold(plans.folder / LOCK_FILE, "a sweep"):
         plans.cells = {trial.id: trial.record.axes for trial in trials}
@@ -46,7 +49,10 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         check_disk(plans.folder, trials, plans.concurrent_trials)
         check_first(master, trials)
         point_hydra_at(master, plans.folder)
-        returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
+        if master.sweep.rungs:
+            returns = launch_in_rungs(master, plans, cells, launcher)
+        else:
+            returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
         notes = finish_sweep(plans, trials)
     account_for(plans, trials, notes)
     return returns

@@ -31,8 +31,13 @@ def plan_cells(
             trials[tuple(cell.overrides)] = trial
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
-    _planned.update({(str(plans.folder), *overrides): trial for overrides, trial in trials.items()})
+    remember(plans, trials)
     return trials
+
+
+def remember(plans: Sweep, trials: dict[tuple[str, ...], Trial]) -> None:
+    """What ``planned_cell`` will find."""
+    _planned.update({(str(plans.folder), *overrides): trial for overrides, trial in trials.items()})
 
 
 def plan_cell(context: HydraContext, master: DictConfig, plans: Sweep, overrides: list[str]) -> Trial:

@@ -18,6 +18,17 @@ class EvaluateAndSave(TrainerCallback):  # type: ignore[misc]  # transformers sh
             control.should_evaluate = control.should_save = True
 
 
+class StopAtRung(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Ends the training at a planned evaluation, whose checkpoint it can go on from."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """SIGTERM and SIGINT end the training after the current optimizer step, with a checkpoint."""
 

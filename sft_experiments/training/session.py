@@ -23,14 +23,14 @@ from sft_experiments.monitor.session import Monitor
 from sft_experiments.monitor.trackers import RunIdentity
 from sft_experiments.plan.batch import BatchPlan, StepPlan, plan_steps
 from sft_experiments.plan.build import steps_as_dict, steps_line
-from sft_experiments.plan.cadence import evaluation_steps
+from sft_experiments.plan.cadence import evaluation_steps, rung_step
 from sft_experiments.run.files import write_json_atomically
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Record, Status
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.attention_choice import choose_attention
-from sft_experiments.training.cadence import EvaluateAndSave, StopOnSignal
+from sft_experiments.training.cadence import EvaluateAndSave, StopAtRung, StopOnSignal
 from sft_experiments.training.checkpoints import KeepCheckpoints, newest_complete, step_of
 from sft_experiments.training.generate import AnswerValidationPrompts
 from sft_experiments.training.model import adapter_config, architecture, load_model
@@ -70,6 +70,9 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
             status = Status.preempted
             return
         raise_if_unhealthy(monitor)
+        if trainer.state.global_step == rung_of(config, record, steps):
+            status = record.status = Status.pruned
+            return
         with clock("evaluate"):
             record.metrics = final_metrics(trainer)
             if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored
@@ -81,6 +84,15 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
     finally:
         record.notes += monitor.finish(status.value, record.metrics)
         record.alerts = monitor.alerts()
+
+
+def rung_of(config: Config, record: Record, steps: StepPlan) -> Optional[int]:
+    """The step at which the sweep wants to look before it lets this trial go on; None: train to the end."""
+    share = record.plan.get("stop_at")
+    if share is None:
+        return None
+    rung = rung_step(share, config.train.eval_steps, steps.total_steps, steps.warmup_steps)
+    return rung if rung < steps.total_steps else None
 
 
 class Clock:
@@ -199,7 +211,7 @@ def build_trainer(
         eval_dataset=data.validation,
         processing_class=tokenizer,
         peft_config=adapter_config(config),
-        callbacks=callbacks(config, steps, monitor, stop),
+        callbacks=callbacks(config, steps, monitor, stop, rung_of(config, record, steps)),
     )
     trainer.remove_callback(PrinterCallback)
     record.plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
@@ -217,13 +229,16 @@ def build_trainer(
     return trainer
 
 
-def callbacks(config: Config, steps: StepPlan, monitor: Monitor, stop: StopOnSignal) -> list[TrainerCallback]:
+def callbacks(
+    config: Config, steps: StepPlan, monitor: Monitor, stop: StopOnSignal, rung: Optional[int] = None
+) -> list[TrainerCallback]:
     """In the order they act: watch, decide, keep."""
     patience = config.train.early_stopping_patience
     return [
         MonitorCallback(monitor),
         EvaluateAndSave(evaluation_steps(config.train.eval_steps, steps.total_steps)),
         stop,
+        *([StopAtRung(rung)] if rung is not None else []),
         KeepCheckpoints(config.train.save_total_limit),
         *([EarlyStoppingCallback(patience)] if patience is not None else []),
     ]
