@@ -14,8 +14,8 @@ from sft_experiments.run.folder import RunFolder, find_run_folders
 # Share of a device's peak that a well-set run reaches; measured MFU of published training runs is 0.3 to 0.5
 # (e.g. 0.38-0.43 on 8k to 16k H100s: Llama 3, arXiv:2407.21783, table 4).
 UTILISATION = 0.35
-# One core's matrix products in fp32, and the least time of a micro-batch: both measured on a 2-core x86 server with the
-# demo model, and good to a factor of two elsewhere.
+# One core's matrix products in fp32, and the least time of a micro-batch: rough values of an x86 server core, good to a
+# factor of two or three. A like run that was recorded is always preferred to them.
 CPU_FLOPS_PER_THREAD = 30e9
 LEAST_SECONDS_PER_MICRO_BATCH = 0.006
 GPU_LEAST_SECONDS_PER_MICRO_BATCH = 0.03

@@ -121,5 +121,6 @@ def folder_name(text: str) -> str:
 
 def reproduce_command(request: Request) -> str:
     """A shell command that runs this trial by itself."""
+    of_the_run = [override for override in request.overrides if not override.startswith("sweep")]
     cell = [f"{key}={value}" for key, value in request.axes.items()]
-    return shlex.join(["sft", "train", *request.overrides, *cell])
+    return shlex.join(["sft", "train", *of_the_run, *cell])
