@@ -52,7 +52,9 @@ def override_values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a grid needs listed values (a,b,c or range(1,5))")
+        raise ConfigError(
+            f"{override.input_line}: a grid needs listed values (a,b,c or range(1,5)), sweep=random takes intervals"
+        )
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
