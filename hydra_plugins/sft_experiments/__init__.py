@@ -38,7 +38,8 @@ class PoolLauncher(Launcher):
 
 
 class GridSweeper(Sweeper):
-    """Every combination of the sweep's axes and of the comma-separated values on the command line."""
+    """Every combination of the sweep's axes and of the comma-separated values on the command line, or, with
+    ``sweep.search``, points drawn at random or proposed by Optuna."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +36,7 @@ class Row:
     total_steps: int = 0
     latest: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    started: float = 0.0
+    started: float = 0.0  # on the monotonic clock; 0: by another process
 
 
 class Board:
@@ -48,7 +49,7 @@ class Board:
 
     def _row(self, folder: RunFolder) -> Row:
         record = read_record(folder)
-        seconds, steps = record.timings.get("total", 0.0), record.plan.get("steps", {}).get("total_steps", 0)
+        seconds, steps = seconds_of(record), record.plan.get("steps", {}).get("total_steps", 0)
         label = short_label(record.label) or record.trial_id
         return Row(folder, label, record.status, steps, latest_metrics(folder), seconds)
 
@@ -132,7 +133,7 @@ class LiveBoard(Board):
 def cells(row: Row) -> list[str]:
     latest = row.latest
     step = f"{latest['step']:g}/{row.total_steps}" if "step" in latest and row.total_steps else ""
-    seconds = time.monotonic() - row.started if row.status is Status.running else row.seconds
+    seconds = time.monotonic() - row.started if row.status is Status.running and row.started else row.seconds
     return [
         row.status.value,
         step,
@@ -141,6 +142,13 @@ def cells(row: Row) -> list[str]:
         f"{latest['train/tokens_per_second']:,.0f}" if latest.get("train/tokens_per_second") else "",
         duration(seconds) if seconds else "",
     ]
+
+
+def seconds_of(record: Record) -> float:
+    """How long a trial took, or has taken so far when another process trains it."""
+    if record.status is Status.running and record.started_at:
+        return (datetime.now(UTC) - datetime.fromisoformat(record.started_at)).total_seconds()
+    return record.timings.get("total", 0.0)
 
 
 def short_label(label: str) -> str:

@@ -144,6 +144,23 @@ def test_a_sweep_killed_again_and_again_ends_as_the_quiet_one(
     wait_until(lambda: not processes_of(tmp_path), 20)
 
 
+def test_a_single_run_whose_command_is_killed_stops_with_a_checkpoint(
+    plant: Callable[..., None], faulty_environment: dict[str, str], tmp_path: Path
+) -> None:
+    plant({"at": "every step", "do": "linger"})
+    command = [sys.executable, "-m", "sft_experiments", "train", *TINY, "train.max_steps=60"]
+    environment = {**faulty_environment, "SWEEP_OF_TEST": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    metrics = "outputs/*/*/metrics.jsonl"
+    wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob(metrics)) or process.poll() is not None)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes_of(tmp_path), 30)
+    (folder,) = find_run_folders(tmp_path)
+    assert read_record(folder).status is Status.preempted
+    assert list(folder.checkpoints.glob("checkpoint-*/complete.json"))
+
+
 def test_the_second_of_two_launches_at_once_refuses(
     launch: Launch, sweep: Callable[..., Done], plant: Callable[..., None], tmp_path: Path
 ) -> None:

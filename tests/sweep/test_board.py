@@ -1,0 +1,63 @@
+"""What a sweep shows, read from folders alone."""
+
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Record, Status
+from sft_experiments.sweep.board import LiveBoard, PlainBoard, duration, latest_metrics
+
+
+def trial(root: Path, name: str, status: Status, **values: object) -> RunFolder:
+    folder = RunFolder(root / name)
+    Record(name, "sweep", f"learning_rate={name}", status, plan={"steps": {"total_steps": 10}}, **values).write(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def test_the_table_shows_each_trial_from_any_shell(tmp_path: Path) -> None:
+    ago = (datetime.now(UTC) - timedelta(seconds=200)).isoformat()
+    folders = [
+        trial(tmp_path, "0.1", Status.completed, timings={"total": 65.2}),
+        trial(tmp_path, "0.2", Status.running, started_at=ago),
+        trial(tmp_path, "0.3", Status.diverged),
+    ]
+    folders[1].metrics.write_text('{"step": 4, "train/loss": 1.25}\n{"step": 5, "eval/loss": 1.5}\n{"step": 6, "tr')
+    console = Console(file=StringIO(), width=100)
+    board = LiveBoard(folders, console)
+    board.refresh()
+    console.print(board.table())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "2 of 3 trials" in lines[0]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert rows["lr=0.1"] == ["completed", "1m05s"]
+    assert rows["lr=0.2"][:4] == ["running", "5/10", "1.2500", "1.5000"]
+    assert rows["lr=0.2"][4].startswith("3m2")
+    assert rows["lr=0.3"] == ["diverged"]
+
+
+def test_plain_lines_tell_when_a_trial_starts_and_ends(tmp_path: Path) -> None:
+    folder = trial(tmp_path, "0.1", Status.pending)
+    console = Console(file=StringIO(), width=100)
+    board = PlainBoard([folder], console)
+    board.started(folder)
+    done = Record("0.1", "sweep", "learning_rate=0.1", Status.completed, objective=0.5)
+    board.ended(folder, done)
+    started, ended = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert started == "[0/1] started    lr=0.1"
+    assert ended.startswith("[1/1] completed  lr=0.1  eval/loss 0.5000")
+
+
+def test_metrics_of_a_long_file_are_read_from_its_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text("".join(f'{{"step": {step}, "train/loss": {step}}}\n' for step in range(1000)))
+    assert latest_metrics(folder)["step"] == 999
+    assert latest_metrics(RunFolder(tmp_path / "none")) == {}
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(44.6, "45s"), (185, "3m05s"), (7800, "2h10m")])
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
