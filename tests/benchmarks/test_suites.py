@@ -1,0 +1,188 @@
+"""Every benchmark runs, at toy size: a peer whose arguments were renamed, or a gate that fails, is noticed here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import (
+    checkpoints,
+    data_preparation,
+    gpu_suite,
+    grid,
+    loss_and_attention,
+    plain_trl,
+    run_all,
+    side_by_side,
+    start_up,
+    training_step,
+    trial_start,
+)
+from benchmarks.gpu_idle import covered
+from benchmarks.processes import python, run, sft
+from benchmarks.world import (
+    Job,
+    World,
+    build_world,
+    check_same_losses,
+    our_losses,
+    our_run,
+    peer_arguments,
+    peer_losses,
+    trl_run,
+)
+
+pytestmark = pytest.mark.slow
+JOB = Job(steps=2, batch=2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("world"), "short", rows=40, validation_rows=8)
+
+
+@pytest.fixture(scope="module")
+def our_output(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ours")
+    run(our_run(world, JOB, root / "out"), root, **world.environment)
+    return root / "out"
+
+
+def script(world: World, output: Path, job: Job = JOB, **changes: object) -> None:
+    files = {"model": str(world.model), "data": str(world.data), "output": str(output)}
+    plain_trl.train(**files, changes=changes, steps=job.steps, batch=job.batch, learning_rate=job.learning_rate)
+
+
+def test_ours_and_a_plain_trl_script_train_the_same_job(world: World, our_output: Path, tmp_path: Path) -> None:
+    script(world, tmp_path / "out")
+    (ours,) = our_losses(our_output).values()
+    assert check_same_losses(ours, peer_losses(tmp_path / "out")) < 1e-5
+
+
+def test_a_different_loss_fails_the_gate() -> None:
+    with pytest.raises(AssertionError):
+        check_same_losses([1.0, 2.0], [1.0, 2.1])
+
+
+def test_the_command_line_of_trl_takes_the_job(world: World, tmp_path: Path) -> None:
+    from trl.scripts.sft import make_parser
+
+    arguments = [str(argument) for argument in trl_run(world, JOB, tmp_path)[2:]]
+    script_arguments, training, model, _ = make_parser().parse_args_and_config(arguments)
+    assert (
+        training.max_steps == JOB.steps
+        and training.assistant_only_loss is peer_arguments(JOB, tmp_path)["assistant_only_loss"]
+    )
+    assert (script_arguments.dataset_name, model.model_name_or_path) == (str(world.data), str(world.model))
+
+
+def test_a_command_counts_the_seconds_of_what_it_leaves_behind(tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'sum(i * i for i in range(6_000_000))'])"
+    cpu, _ = run(python("-c", code), tmp_path)
+    assert cpu > 0.2
+
+
+def test_a_failing_command_shows_its_output(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="the reason"):
+        run(python("-c", "raise ValueError('the reason')"), tmp_path)
+
+
+def test_start_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {name: entry for name, entry in start_up.COMMANDS.items() if name.startswith("sft")}
+    monkeypatch.setattr(start_up, "COMMANDS", commands | {start_up.PEER: (sft("--help"), "sweep", None)})
+    monkeypatch.setattr("sys.argv", ["start_up", "--repeats", "1", "--results", str(tmp_path)])
+    start_up.main()
+    assert list(run_all.start_up(json.loads((tmp_path / "start_up.json").read_text())))
+
+
+def test_training_step() -> None:
+    names = ["ours, packed, batch 2", "TRL, packed, batch 2"]
+    case = training_step.run_case("0.6M", False, 256, 1, names)
+    assert case["times_same_settings"] > 0
+
+
+def test_data_preparation(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    data_preparation.write_rows(file, 60)
+    tokenizer = data_preparation.build_demo_tokenizer()
+    for packs in (False, True):
+        assert data_preparation.run_case(file, tokenizer, tmp_path, packs, 1)["times"]
+
+
+def test_grid_under_our_pool_and_under_hydras_launcher(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "LEARNING_RATES", (1e-3, 2e-3))
+    monkeypatch.setattr(grid, "BATCHES", (2,))
+    grid.our_sweep(world, JOB, tmp_path / "ours")
+    grid.hydra_trl(world, JOB, tmp_path / "hydra")
+    assert grid.check_cells(JOB, tmp_path / "ours", tmp_path / "hydra") < 1e-5
+
+
+def test_side_by_side(world: World, tmp_path: Path) -> None:
+    cpu, wall = side_by_side.our_trials(world, JOB, tmp_path, 2, 1)
+    assert cpu > 0 and wall > 0
+
+
+def test_checkpoints(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(steps=5, batch=2)
+    meter = checkpoints.Meter(tmp_path / "trl")
+    script(world, tmp_path / "trl", job, eval_steps=1, save_steps=1, **checkpoints.BEST)
+    assert meter.bytes() > 5 * 3 * 2**20  # five checkpoints of a model of 2.4 MB with its two moments
+    root = tmp_path / "ours"
+    command = python(
+        "-m", "benchmarks.checkpoints", checkpoints.CHILD, checkpoints.OURS, str(world.root), "5", str(root)
+    )
+    run(command, tmp_path / "log", **world.environment)
+    result = json.loads(Path(f"{root}.json").read_text())
+    assert result["saves"] == 9 * checkpoints.LOOKS and result["most"] > result["left"]
+
+
+def test_trial_start() -> None:
+    trial_start.warm_up(1)
+    for start in (trial_start.start_by("forkserver"), trial_start.start_command):
+        cpu, wall = start()
+        assert 0 < cpu < wall + 60
+    assert len(trial_start._probes) == 1
+
+
+def test_the_kernels_alone() -> None:
+    import torch
+
+    for case in (
+        loss_and_attention.loss_head_case(16, 64, torch.float32, 1, positions=24),
+        loss_and_attention.attention_case(64, torch.float32, 1),
+    ):
+        assert all(run["loss_error"] < 1e-4 for run in case.values() if isinstance(run, dict))
+
+
+def test_the_gpu_suite_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--toy", "--parts", "kernels", "sizes", "idle", "--results", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["gpu_suite", *arguments])
+    monkeypatch.setattr(gpu_suite, "WARM_UP", 1)
+    monkeypatch.setattr(gpu_suite, "MEASURED", 5)
+    gpu_suite.main()
+    result = json.loads((tmp_path / "gpu_suite_toy.json").read_text())
+    assert result["toy"]["contenders"]["loss_difference"] < gpu_suite.LOSS_TOLERANCE
+    assert result["toy LoRA"]["best"] > 0
+    assert result["idle"]["ours"]["waits_per_step"]
+
+
+def test_the_gpu_suite_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = gpu_suite.run_size(gpu_suite.TOYS["toy"], list(gpu_suite.CONTENDERS), "cpu", gpu_suite.Budget(1))
+    assert set(spent["contenders"].values()) == {"skipped: no time left"}
+
+
+def test_overlapping_kernels_count_once() -> None:
+    assert covered([(0, 2), (1, 3), (5, 6)]) == 4
+
+
+def test_the_table_names_what_is_missed(tmp_path: Path) -> None:
+    result = {"cells": 9, "steps": 20, "times": {"a": 9.0, "b": 2.0}, "targets": {"a": 8.0, "b": 3.0}}
+    (tmp_path / "grid.json").write_text(json.dumps(result))
+    lines = run_all.summary(tmp_path).splitlines()[2:]
+    assert [line.split("|")[-2].strip() for line in lines] == ["met", "missed"]
+
+
+def test_recorded_results_are_what_the_table_reads() -> None:
+    assert run_all.summary().count("\n") > len(run_all.COMMANDS)
