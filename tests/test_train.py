@@ -177,3 +177,10 @@ def test_a_secret_typed_as_an_override_reaches_no_file_and_no_output(sft, tmp_pa
     assert canary not in done.stdout + done.stderr
     leaks = [file for file in tmp_path.rglob("*") if file.is_file() and canary.encode() in file.read_bytes()]
     assert leaks == []
+
+
+def test_the_loss_per_answer_byte_is_the_same_nats_over_bytes_instead_of_tokens(trained: Path) -> None:
+    metrics = read_record(RunFolder(trained)).metrics
+    validation = json.loads((trained / "data_report.json").read_text())["splits"]["validation"]
+    nats = metrics["eval/loss"] * validation["supervised_tokens"]
+    assert metrics["eval/nats_per_byte"] == pytest.approx(nats / validation["answer_bytes"], rel=1e-6)

@@ -23,7 +23,7 @@ from sft_experiments.data.sources import SPLITS, Rows, apply_weights, load_rows
 from sft_experiments.data.tables import build_dataset
 from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_json_atomically
-from sft_experiments.schema import DatasetConfig, PackingStrategy
+from sft_experiments.schema import DatasetConfig, PackingStrategy, TrainOn
 
 BATCH_SIZE = 500  # rows rendered and tokenized at once
 MAX_PROMPTS = 2000  # validation prompts kept for generations and exact match
@@ -60,7 +60,9 @@ def build_prepared(
             packing = dataset.packing if split == "train" else PackingStrategy.none
             table = build_dataset(fitted, packing, dataset.max_length)
             cache.write_table(table, folder / f"{split}.arrow")
-            report.splits[split] = _split_report(table, encoded, fitted, rows.num_read[split], dataset.max_length)
+            report.splits[split] = _split_report(
+                table, encoded, fitted, rows.num_read[split], dataset.max_length, dataset.train_on
+            )
             report.splits[split].dropped = gate.dropped_by_rule(split)
             _count_methods(report, fitted)
             if split == "validation":
@@ -153,7 +155,12 @@ def _lengths_advice(rows: list[Encoded], max_length: int) -> str:
 
 
 def _split_report(
-    table: datasets.Dataset, encoded: list[Encoded], fitted: list[Encoded], rows_read: int, capacity: int
+    table: datasets.Dataset,
+    encoded: list[Encoded],
+    fitted: list[Encoded],
+    rows_read: int,
+    capacity: int,
+    train_on: TrainOn,
 ) -> SplitReport:
     """``capacity``: tokens that a sequence takes up, the longest row where nothing is packed."""
     lengths = [len(row.input_ids) for row in fitted]
@@ -170,8 +177,19 @@ def _split_report(
         rows_with_end_token=sum(not row.is_cut for row in fitted),
         sequences=len(table),
         documents_per_sequence=round(len(fitted) / len(table), 3),
+        answer_bytes=sum(answer_bytes(row.conversation, train_on) for row in fitted),
         fill=round(tokens / (len(table) * (capacity if packed else max(lengths))), 4),
     )
+
+
+def answer_bytes(conversation: Conversation, train_on: TrainOn) -> int:
+    """UTF-8 bytes of the text that is supervised, control tokens of the template left out; plain text counts whole."""
+    if conversation.text is not None:
+        return len(conversation.text.encode(errors="replace"))
+    turns = conversation.assistant_turns()
+    turns = turns[-1:] if train_on is TrainOn.last_assistant else turns
+    messages = conversation.messages if train_on is TrainOn.all else [conversation.messages[turn] for turn in turns]
+    return sum(len(str(message.get("content") or "").encode(errors="replace")) for message in messages)
 
 
 def _percentiles(lengths: list[int]) -> dict[str, int]:

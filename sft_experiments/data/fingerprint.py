@@ -16,7 +16,7 @@ from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_text_atomically
 from sft_experiments.schema import DatasetConfig, DataSource, ModelConfig, SourceConfig
 
-PREPARATION_VERSION = 1  # raise it when the same input gives other rows, masks, packs or another report
+PREPARATION_VERSION = 2  # raise it when the same input gives other rows, masks, packs or another report
 
 # Fields that do not decide the prepared rows: labels, paths (their content is hashed) and the parts of a mixture.
 _NOT_SETTINGS = {"name", "verifiable_answers", "train_files", "validation_files", "test_files", "mixture", "demo"}

@@ -21,6 +21,7 @@ class SplitReport:
     rows_with_end_token: int  # rows whose last answer keeps its end token
     sequences: int  # rows of the training set: packs when packed, else documents
     documents_per_sequence: float
+    answer_bytes: int  # UTF-8 bytes of the supervised answers: what losses of different tokenizers are divided by
     fill: float  # share of sequences * longest sequence that is not padding (packed: of max_length)
 
     @property

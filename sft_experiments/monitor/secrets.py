@@ -12,7 +12,7 @@ from typing import Any
 MASK = "<redacted>"
 
 _SECRET_NAME = re.compile(r"(?:^|[_.\-])(?:token|api_?key|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_NOT_SECRET = re.compile(r"(?:control|pad|eos|bos|unk|image|stop|mask|sep|cls)_token$", re.IGNORECASE)  # tokens of a text
+_NOT_SECRET = re.compile(r"(?:control|pad|eos|bos|unk|image|stop|mask|sep|cls)_token$", re.IGNORECASE)
 _SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|\bwandb_v1_[A-Za-z0-9_]{20,}"  # W&B, since 2025

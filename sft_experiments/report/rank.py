@@ -18,7 +18,7 @@ is claimed.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft_experiments.report.collect import Collection, Run
@@ -28,6 +28,7 @@ from sft_experiments.report.statistics import mean, pooled_variance, student_qua
 from sft_experiments.run.record import Status
 
 SIGNIFICANCE = 0.05
+PER_TOKEN, PER_BYTE = "eval/loss", "eval/nats_per_byte"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Comparison:
 
 def compare_runs(collection: Collection) -> Comparison:
     """Rank the runs of a collection. Runs whose objective is another metric than most are listed, not ranked."""
-    runs = collection.runs
+    runs, change_of_metric = in_common_units(collection.runs)
     metric, direction = _objective(runs)
     settings = [key for key in differing_keys(runs) if key not in SEED_KEYS]
     cells, unranked, repeats = [], [], 0
@@ -114,7 +115,7 @@ def compare_runs(collection: Collection) -> Comparison:
             repeats += len(same_content) - len(distinct)
             cells.append(Cell(distinct, others))
     noise = _noise(cells)
-    notes = comparability_notes([run for cell in cells for run in cell.runs])
+    notes = [*change_of_metric, *comparability_notes([run for cell in cells for run in cell.runs])]
     if repeats:
         notes.append(f"{repeats} run(s) repeat a seed of the same configuration; the newest of each counts, once")
     return Comparison(
@@ -127,6 +128,25 @@ def compare_runs(collection: Collection) -> Comparison:
         notes,
         collection.problems,
     )
+
+
+def in_common_units(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Losses per token of different tokenizers do not compare: such runs are ranked by nats per answer byte, and told.
+
+    Runs that share a tokenizer and template, or did not measure it, are left as they are.
+    """
+    completed = [run for run in runs if run.record.status is Status.completed]
+    tokenizers = {run.record.fingerprints.get("tokenizer") for run in completed}
+    by_loss = all(run.record.objective_metric == PER_TOKEN for run in completed)
+    if len(tokenizers) < 2 or not by_loss or not all(PER_BYTE in run.record.metrics for run in completed):
+        return runs, []
+    note = f"tokenizers or templates differ: ranked by {PER_BYTE} (nats per byte of the answers) instead of {PER_TOKEN}"
+    return [_with_objective(run, PER_BYTE) for run in runs], [note]
+
+
+def _with_objective(run: Run, metric: str) -> Run:
+    value = run.record.metrics.get(metric) if run.record.status is Status.completed else None
+    return replace(run, record=replace(run.record, objective=value, objective_metric=metric))
 
 
 def why_unranked(run: Run, metric: str, direction: str) -> str:

@@ -218,6 +218,7 @@ def build_trainer(
     print(f"steps: {steps_line(record.plan['steps'])}")
     for part in ("attention", "loss_head"):
         print(f"{part.replace('_', ' ')}: {record.plan[part]['value']} ({record.plan[part]['reason']})")
+    trainer.answer_bytes = data.report.splits["validation"].answer_bytes
     answers = AnswerValidationPrompts(config, tokenizer, data)
 
     def answer_metrics() -> dict[str, float]:

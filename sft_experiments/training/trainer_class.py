@@ -56,6 +56,7 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self._train_sums = self._zero_sums()
         self._eval_sums = self._zero_sums()
         self._since_log = [0.0, 0.0, 0.0]  # nats, supervised tokens, correct tokens already read from the device
+        self.answer_bytes = 0  # of the evaluation set's answers; above 0: ``eval_nats_per_byte`` is measured as well
         self.extra_metrics: Callable[[], dict[str, float]] | None = None  # more ``eval_...`` numbers per evaluation
 
     def _can_drop_padding_mask(self, config: Any) -> bool:
@@ -191,6 +192,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         output.metrics[f"{prefix}_loss"] = nats / num_supervised
         output.metrics[f"{prefix}_mean_token_accuracy"] = num_correct / num_supervised
         output.metrics[f"{prefix}_num_supervised_tokens"] = int(num_supervised)
+        if self.answer_bytes and prefix == "eval":
+            output.metrics["eval_nats_per_byte"] = nats / self.answer_bytes
         if self.extra_metrics is not None and prefix == "eval":
             output.metrics.update(self.extra_metrics())
         return output

@@ -118,3 +118,21 @@ def test_ranking_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> Non
         write_grid(tmp_path / place / "sweep", bowl(), 0.01, 2, random=Random(5))
         orders.append([cell.name for cell in comparison_of(tmp_path / place).cells])
     assert orders[0] == orders[1]
+
+
+def test_runs_of_different_tokenizers_are_ranked_per_answer_byte_and_that_is_said(tmp_path: Path) -> None:
+    per_byte = {1e-3: 0.9, 2e-3: 0.2}
+    for (rate, nats), tokenizer, loss in zip(per_byte.items(), ("one", "two"), (0.4, 0.8), strict=True):
+        prints = {"validation_data": "bb", "tokenizer": tokenizer}
+        write_run(tmp_path, rate, 8, loss, fingerprints=prints, metrics={"eval/nats_per_byte": nats})
+    comparison = compare_runs(collect_runs([tmp_path]))
+    assert comparison.metric == "eval/nats_per_byte"
+    assert [cell.mean for cell in comparison.cells] == [0.2, 0.9]  # the loss per token would rank them the other way
+    assert any("ranked by eval/nats_per_byte" in note for note in comparison.notes)
+
+
+def test_runs_of_one_tokenizer_keep_their_objective(tmp_path: Path) -> None:
+    for rate, loss in ((1e-3, 0.4), (2e-3, 0.8)):
+        write_run(tmp_path, rate, 8, loss, metrics={"eval/nats_per_byte": 1 - loss})
+    comparison = compare_runs(collect_runs([tmp_path]))
+    assert (comparison.metric, [cell.mean for cell in comparison.cells]) == ("eval/loss", [0.4, 0.8])
