@@ -39,6 +39,14 @@ browser:
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; } || \
 	  echo "no chromium and chromedriver here: the browser tests of the report will be skipped"
 
+.PHONY: bench
+bench: $(READY) ## measure against what one would run instead: about an hour on two cores (docs/performance.md)
+	$(BIN)/python -m benchmarks.run_all
+
+.PHONY: bench-gpu
+bench-gpu: $(READY) ## the same for one GPU, in nine minutes
+	$(BIN)/python -m benchmarks.gpu_suite
+
 .PHONY: check
 check: $(READY) ## lint, format check, types
 	$(BIN)/ruff check .
