@@ -5,8 +5,8 @@ that a full run would not have evaluated: a trial that gets to the end is bit fo
 have read equally many tokens at a rung. The rungs are synchronous: what waits for the slowest trial of a rung saves
 the wrong promotions of ASHA, which decides with the first trials to arrive.
 
-Learning rates have not annealed at a rung. Large ones look worse there than they end; the first rung should not be
-much earlier than a fifth of the training.
+Learning rates have not annealed at a rung, so its order is not the final one (docs/sweeps.md has a measured case);
+the first rung should not be much earlier than a fifth of the training.
 """
 
 import json
