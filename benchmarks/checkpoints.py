@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.grid import BATCHES, LEARNING_RATES, cells
 from benchmarks.harness import table, write_result
 from benchmarks.processes import python, run
-from benchmarks.world import Job, World, build_world, our_settings
+from benchmarks.world import Job, World, build_world, our_settings, peer_events
 
 CHILD = "--child"
 LOOKS = 5
@@ -99,8 +99,7 @@ def train_peer(world: World, job: Job, root: Path, changes: dict[str, Any]) -> d
         name = f"{cell.learning_rate}-{cell.batch}"
         paths = {"model": str(world.model), "data": str(world.data), "output": str(root / name)}
         plain_trl.train(**paths, changes={**cadence, **changes}, **asdict(cell))
-        events = json.loads(max(root.glob(f"{name}/checkpoint-*/trainer_state.json")).read_text())["log_history"]
-        losses[name] = min(event["eval_loss"] for event in events if "eval_loss" in event)
+        losses[name] = min(event["eval_loss"] for event in peer_events(root / name) if "eval_loss" in event)
     return meter.read(losses)
 
 

@@ -181,9 +181,15 @@ def our_losses(output: Path) -> dict[tuple[float, int], list[float]]:
 
 
 def peer_losses(output: Path) -> list[float]:
-    """Training loss of each step, from the last checkpoint of a run of TRL."""
+    """Training loss of each step."""
+    return [event["loss"] for event in peer_events(output) if "loss" in event]
+
+
+def peer_events(output: Path) -> list[dict[str, float]]:
+    """What a run of TRL has logged, from its last checkpoint."""
     newest = max(output.rglob("trainer_state.json"), key=lambda file: file.stat().st_mtime)
-    return [event["loss"] for event in json.loads(newest.read_text())["log_history"] if "loss" in event]
+    events: list[dict[str, float]] = json.loads(newest.read_text())["log_history"]
+    return events
 
 
 def check_same_losses(ours: list[float], peer: list[float], tolerance: float = 2e-3) -> float:
