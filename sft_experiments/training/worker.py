@@ -74,6 +74,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         if stop.signal is not None and record.status is not Status.completed:
             record.status, record.failure, code = Status.preempted, None, SIGNAL_EXIT + stop.signal
         record.finished_at = utc_now()
+        record.notes = list(dict.fromkeys(record.notes))  # a resumed run meets some of them again
         record.timings["total"] = round(record.timings.get("total", 0.0) + time.monotonic() - started, 3)
         record.write(folder)
         return code
