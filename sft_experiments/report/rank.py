@@ -150,12 +150,12 @@ def _with_objective(run: Run, metric: str) -> Run:
 
 
 def why_unranked(run: Run, metric: str, direction: str) -> str:
-    """One line: the failure, or the reason for which a completed run has no rank."""
+    """One line: the failure, why it was stopped, or the reason for which a completed run has no rank."""
     record = run.record
     if record.failure:
         return f"{record.failure.kind}: {record.failure.message}"
     if record.status is not Status.completed:
-        return ""
+        return record.notes[-1] if record.notes else ""
     if (record.objective_metric, record.objective_direction) != (metric, direction):
         return f"its objective is {record.objective_metric} ({record.objective_direction})"
     return f"{record.objective_metric} is {record.objective}, not a finite number"
