@@ -2,7 +2,8 @@
 
 Run: python -m benchmarks.halving [FOLDER]. The grid of each seed is trained in full by the real command. A trial of a
 sweep with rungs is bit for bit the trial of the grid up to where it stops (tests/sweep/test_halving.py), so what
-halving decides, and the tokens it would have trained, are read from the grid's own metrics, with the rungs of the product and the promotion rule written out here.
+halving decides, and the tokens it would have trained, are read from the grid's own metrics, with the product's rungs
+and the promotion rule written out here.
 """
 
 import json
