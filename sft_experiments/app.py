@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -16,7 +17,7 @@ from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
 from sft_experiments.errors import ConfigError, SftError
 from sft_experiments.run.launch import run_trial
 from sft_experiments.run.trial import Request, Trial, plan_trial
-from sft_experiments.show import show_outcome, show_plan
+from sft_experiments.show import show_outcome, show_plan, show_what_was_there
 from sft_experiments.training.model_gate import check_model_source
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -26,8 +27,13 @@ DRY_RUN = "--dry-run"
 
 def train(arguments: list[str]) -> int:
     """`sft train`: one run, or with -m every combination of the values given; --from RUN_DIR: a recorded run again."""
-    if FROM in arguments:
-        return train_from(arguments)
+    split = [
+        part
+        for argument in arguments
+        for part in (argument.split("=", 1) if argument.startswith(f"{FROM}=") else [argument])
+    ]
+    if FROM in split:
+        return train_from(split)
     return run_app("sft train", arguments)
 
 
@@ -39,6 +45,9 @@ def train_from(arguments: list[str]) -> int:
     if position + 1 == len(arguments):
         raise ConfigError("--from needs the folder of a run: sft train --from RUN_DIR [key=value ...]")
     overrides = arguments[:position] + arguments[position + 2 :]
+    flags = [override for override in overrides if override.startswith("-")]
+    if flags:
+        raise ConfigError(f"{flags[0]}: --from takes only key=value changes; a sweep is launched with sft sweep")
     run_planned(plan_trial(*recorded_run(Path(arguments[position + 1]), overrides)))
     return 0
 
@@ -82,10 +91,18 @@ def task(composed: DictConfig) -> Optional[float]:
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run_composed(composed)
     try:
+        refuse_sweep_settings(HydraConfig.get().overrides.task)
         return run_composed(composed)
     except SftError as error:
         _single_run_failure.append(error)
         return None
+
+
+def refuse_sweep_settings(typed: Sequence[str]) -> None:
+    """A sweep that is asked for and not run would be a silent skip."""
+    for override in typed:
+        if override.lstrip("+").startswith(("sweep=", "sweep.")):
+            raise ConfigError(f"{override}: has no effect in a single run; use sft sweep, or sft train -m")
 
 
 def run_composed(composed: DictConfig) -> float:
@@ -103,6 +120,7 @@ def run_planned(trial: Trial) -> float:
     if commit is not None:
         trial.record.fingerprints["model_commit"] = commit
     show_plan(trial)
+    show_what_was_there(trial)
     record = run_trial(trial)
     show_outcome(trial.folder, record)
     assert record.objective is not None

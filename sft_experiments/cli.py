@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from sft_experiments import __version__
-from sft_experiments.errors import SftError, nearest
+from sft_experiments.errors import RunFolderError, SftError, nearest
 
 # name -> (module, one line of help). A module holds either ``<name>(arguments) -> exit code``, for commands that take
 # Hydra overrides, or ``add_<name>_arguments(parser)`` and ``run_<name>(parsed) -> exit code``.
@@ -54,12 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SftError as error:
         print(f"sft {typed[0]}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # no permission, no space, a file where a folder should be
+        if isinstance(error, BrokenPipeError):  # `sft compare ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"sft {typed[0]}: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return RunFolderError.exit_code
     except KeyboardInterrupt:
         print(f"sft {typed[0]}: stopped", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `sft compare ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -71,7 +74,7 @@ def run(name: str, arguments: list[str]) -> int:
     module = import_module(module_name)
     if not hasattr(module, f"run_{name}"):
         return int(getattr(module, name)(arguments))
-    parser = ArgumentParser(prog=f"sft {name}", description=summary)
+    parser = ArgumentParser(prog=f"sft {name}", description=summary, allow_abbrev=False)
     getattr(module, f"add_{name}_arguments")(parser)
     return int(getattr(module, f"run_{name}")(parser.parse_intermixed_args(arguments)))
 

@@ -35,6 +35,7 @@ def register() -> None:
     """Make the schema and the resolvers of conf/ known to Hydra and OmegaConf. Harmless to call twice."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+    OmegaConf.register_new_resolver("last_part", lambda name: str(name).rstrip("/").rsplit("/", 1)[-1], replace=True)
     OmegaConf.register_new_resolver("size_class", size_class_of, replace=True)
     OmegaConf.register_new_resolver(
         "recommended", lambda size, key: recommended_value(conf_dir(), size, key), replace=True

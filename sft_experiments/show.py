@@ -34,6 +34,13 @@ def show_plan(trial: Trial) -> None:
     show_warnings(trial.plan.warnings)
 
 
+def show_what_was_there(trial: Trial) -> None:
+    """That nothing is trained again, when the same trial is complete."""
+    earlier = trial.recorded()
+    if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
+        console.print(f"  completed at {earlier.finished_at}: nothing is trained (rerun=true trains it again)")
+
+
 def values_table(values: dict[str, dict[str, Any]]) -> Table:
     """Each dial with its value and its origin."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)

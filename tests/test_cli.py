@@ -74,3 +74,45 @@ def test_python_m_and_console_script_are_the_same_program() -> None:
 
     (script,) = [entry for entry in entry_points(group="console_scripts") if entry.name == "sft"]
     assert script.load() is main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--from=nowhere"], "nowhere is not a run folder"),
+        (["train", "--from", "nowhere", "-m"], "-m: --from takes only key=value changes"),
+        (["train", "sweep=lr_x_batch"], "sweep=lr_x_batch: has no effect in a single run"),
+        (["train", "sweep.num_seeds=3"], "sweep.num_seeds=3: has no effect in a single run"),
+        (["cache", "--clea"], "unrecognized arguments: --clea"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_would_be_ignored_or_guessed_is_refused(sft, arguments: list[str], told: str) -> None:
+    done = sft(*arguments)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refused_command_leaves_nothing_behind(sft, tmp_path) -> None:
+    sft("train", "model=hub", "model.name=../nowhere/model-7B", "compute=gpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_folder_that_cannot_be_made_is_named(sft, tmp_path, command: str) -> None:
+    (tmp_path / "file").write_text("")
+    done = sft(command, "output_dir=file")
+    assert done.returncode == 6
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_folder_without_weights_is_refused_before_anything_is_prepared(sft, tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 9}')
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"")
+    done = sft("train", "model=hub", "model.name=model")
+    assert done.returncode == 4
+    assert "model.name=model has no weights" in done.stderr
+    assert not (tmp_path / "outputs").exists()

@@ -184,3 +184,12 @@ def test_the_loss_per_answer_byte_is_the_same_nats_over_bytes_instead_of_tokens(
     validation = json.loads((trained / "data_report.json").read_text())["splits"]["validation"]
     nats = metrics["eval/loss"] * validation["supervised_tokens"]
     assert metrics["eval/nats_per_byte"] == pytest.approx(nats / validation["answer_bytes"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("content", "told"), [("", "empty"), ('{"messages": [\n', "rows.jsonl")])
+def test_an_error_of_the_worker_keeps_its_exit_code(sft, tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(content)
+    done = sft("train", "dataset=messages", "dataset.train_files=rows.jsonl", "logger=none")
+    assert done.returncode == 3, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

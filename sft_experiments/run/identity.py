@@ -36,7 +36,7 @@ NOT_IDENTITY = (
     "train.per_device_eval_batch_size",
     "train.precision",
 )
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "chat_template*", "generation_config.json")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer*", "chat_template*")
 
 
 def fingerprints(config: Config) -> dict[str, str]:

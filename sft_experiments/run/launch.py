@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Optional
 
 from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.run.folder import RunFolder
@@ -28,16 +27,16 @@ def run_trial(trial: Trial) -> Record:
     if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
         return earlier
     trial.start_over()
-    record = _attempt(trial)
+    record, code = _attempt(trial)
     while (smaller := smaller_batch(trial, record)) is not None:
         trial = smaller
-        record = _attempt(trial)
+        record, code = _attempt(trial)
     advise_on_memory(trial, record)
-    return raise_for_failure(record)
+    return raise_for_failure(record, code)
 
 
-def _attempt(trial: Trial) -> Record:
-    """Start a worker on the trial's folder and return the record it leaves."""
+def _attempt(trial: Trial) -> tuple[Record, int]:
+    """Start a worker on the trial's folder; returns the record it leaves and its exit code."""
     trial.write()
     if trial.config.compute.isolate:
         code = _in_own_process(trial)
@@ -45,7 +44,7 @@ def _attempt(trial: Trial) -> Record:
         from sft_experiments.training.worker import run  # heavy: torch, transformers, trl
 
         code = run(trial.folder, trial.plan.threads)
-    return settle(trial.folder, code)
+    return settle(trial.folder, code), code
 
 
 def _in_own_process(trial: Trial) -> int:
@@ -94,9 +93,11 @@ def log_tail(folder: RunFolder, lines: int = LOG_TAIL_LINES) -> list[str]:
     return folder.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
 
 
-def raise_for_failure(record: Record) -> Record:
-    """The record of a completed trial; ``TrainingFailed`` for any other."""
+def raise_for_failure(record: Record, code: int = 1) -> Record:
+    """The record of a completed trial; ``TrainingFailed`` with the worker's exit code for any other."""
     if record.status is Status.completed:
         return record
-    reason: Optional[str] = record.failure.message if record.failure else None
-    raise TrainingFailed(reason or f"the run ended as {record.status.value}", record.status.value)
+    reason = record.failure.message if record.failure else "stopped; the same command goes on where it was"
+    error = TrainingFailed(reason, record.status.value)
+    error.exit_code = code if code > 0 else error.exit_code
+    raise error

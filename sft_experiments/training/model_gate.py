@@ -72,8 +72,8 @@ def _check_weight_files(folder: Path) -> None:
         if missing:
             raise ModelError(f"model.name={folder}: {len(missing)} of {len(shards)} shards are missing: {missing[0]}")
     files = sorted(folder.glob("*.safetensors"))
-    if not files and not list(folder.glob("*.bin")):
-        raise ModelError(f"model.name={folder} has no weights: neither *.safetensors nor *.bin")
+    if not files and not list(folder.glob("pytorch_model*.bin")):
+        raise ModelError(f"model.name={folder} has no weights: neither *.safetensors nor pytorch_model*.bin")
     for file in files:
         expected = _safetensors_size(file)
         if file.stat().st_size != expected:

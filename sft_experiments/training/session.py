@@ -64,6 +64,8 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
         trainer = build_trainer(config, record, steps, folder, model, tokenizer, data, monitor, stop, resumes)
         if trainer.args.packing:
             check_packing(model, trainer.data_collator)
+        if checkpoint:
+            print(f"goes on from step {resumed_step} of {steps.total_steps} ({checkpoint.name})")
         with clock("train"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.signal is not None and trainer.state.global_step < steps.total_steps:

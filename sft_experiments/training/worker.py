@@ -5,6 +5,7 @@ tokenizer -> data -> model -> trainer -> train -> evaluate -> save.
 """
 
 import os
+import re
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from sft_experiments.training.environment import describe_environment
 from sft_experiments.training.session import train_in_folder
 
 SIGNAL_EXIT = 128
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ORPHAN_POLL_SECONDS = 1.0
 LONGEST_REASON = 400  # characters of a failure's message in the record; the log holds all of it
 
@@ -171,7 +173,7 @@ class Copy:
         self.stream, self.file = stream, file
 
     def write(self, text: str) -> int:
-        self.file.write(text)
+        self.file.write(COLOURS.sub("", text))
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
