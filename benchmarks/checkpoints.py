@@ -74,7 +74,7 @@ def train_ours(world: World, job: Job, root: Path) -> dict[str, Any]:
     axes = {"train.learning_rate": LEARNING_RATES, "train.effective_batch_size": BATCHES}
     grid = [f"{key}={','.join(map(str, values))}" for key, values in axes.items()]
     cadence = [f"train.eval_steps={job.steps // LOOKS}", "train.per_device_eval_batch_size=64"]
-    process = ["compute.isolate=false", "compute.threads=1", "hydra/launcher=basic"]
+    process = ["sweep.check=false", "compute.isolate=false", "compute.threads=1", "hydra/launcher=basic"]
     settings = [value for value in our_settings(world, job, root) if not value.startswith("train.eval_steps")]
     app.sweep([*settings, *cadence, *grid, *process])
     losses = {}

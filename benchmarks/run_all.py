@@ -6,6 +6,7 @@
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ COMMANDS = {  # in the order they run
     "C3": ["training_step", "--few"],
     "C4": ["data_preparation"],
     "C5": ["grid"],
+    "C6": ["halving"],
     "C7": ["side_by_side"],
     "C8": ["checkpoints"],
     "C9": ["trial_start"],
@@ -58,6 +60,13 @@ def grid(result: dict[str, Any]) -> Iterator[Row]:
     yield from times(f"{result['cells']} cells, {result['steps']} steps", result["times"], result["targets"])
 
 
+def halving(result: dict[str, Any]) -> Iterator[Row]:
+    fewer = statistics.median(run["tokens"] / run["halving"]["tokens"] for run in result["runs"])
+    same = all(run["best"] == run["halving"]["winner"] for run in result["runs"])
+    work = f"grid to winner, fewer tokens, {'the same winner' if same else 'another winner'}"
+    yield work, "full grid", fewer, ">= 2.5x", same and fewer >= 2.5
+
+
 def side_by_side(result: dict[str, Any]) -> Iterator[Row]:
     for name, share in result["of_ideal"].items():
         if "two at once" in name:
@@ -91,7 +100,17 @@ def times(work: str, measured: dict[str, float], targets: dict[str, float]) -> I
 
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     reader.__name__: reader
-    for reader in (start_up, cold_run, training_step, data_preparation, grid, side_by_side, checkpoints, trial_start)
+    for reader in (
+        start_up,
+        cold_run,
+        training_step,
+        data_preparation,
+        grid,
+        halving,
+        side_by_side,
+        checkpoints,
+        trial_start,
+    )
 }
 
 

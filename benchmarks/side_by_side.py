@@ -60,6 +60,7 @@ def run_sweep(arguments: list[str]) -> None:
 def our_trials(world: World, job: Job, root: Path, at_once: int, threads: int) -> tuple[float, float]:
     """Seconds of one trial, as a mean over both."""
     shape = [
+        "sweep.check=false",
         f"sweep.concurrent_trials={at_once}",
         f"compute.threads={threads}",
         f"train.effective_batch_size={job.batch}",

@@ -122,7 +122,7 @@ def our_settings(world: World, job: Job, output: Path) -> list[str]:
         *(f"dataset.max_length={job.max_length}", f"output_dir={output}", f"compute.device={job.device}"),
         *(f"train.max_steps={job.steps}", f"train.eval_steps={job.steps}", "train.logging_steps=1"),
         *("train.eval_on_start=false", "train.precision=fp32", "train.weight_decay=0.01"),
-        *("generation.num_samples=0", "monitor.terminal=quiet", "sweep.check=false"),
+        *("generation.num_samples=0", "monitor.terminal=quiet"),
     ]
 
 

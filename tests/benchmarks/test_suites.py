@@ -109,19 +109,22 @@ def test_data_preparation(tmp_path: Path) -> None:
         assert data_preparation.run_case(file, tokenizer, tmp_path, packs, 1)["times"]
 
 
-def test_grid_under_our_pool_and_under_hydras_launcher(
+def test_a_sweep_of_two_at_once_trains_the_cells_of_the_peers(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid, "LEARNING_RATES", (1e-3, 2e-3))
-    monkeypatch.setattr(grid, "BATCHES", (2,))
-    grid.our_sweep(world, JOB, tmp_path / "ours")
-    grid.hydra_trl(world, JOB, tmp_path / "hydra")
-    assert grid.check_cells(JOB, tmp_path / "ours", tmp_path / "hydra") < 1e-5
-
-
-def test_side_by_side(world: World, tmp_path: Path) -> None:
-    cpu, wall = side_by_side.our_trials(world, JOB, tmp_path, 2, 1)
+    monkeypatch.setattr(grid, "LEARNING_RATES", (JOB.learning_rate, JOB.learning_rate * 2))
+    monkeypatch.setattr(grid, "BATCHES", (JOB.batch,))
+    cpu, wall = side_by_side.our_trials(world, JOB, tmp_path / "ours", 2, 1)
     assert cpu > 0 and wall > 0
+    for cell in grid.cells(JOB):
+        script(world, tmp_path / "peer" / "out" / f"{cell.learning_rate}-{cell.batch}", cell)
+    assert grid.check_cells(JOB, tmp_path / "ours", tmp_path / "peer") < 1e-5
+
+
+def test_hydras_launchers_take_the_job(world: World, tmp_path: Path) -> None:
+    settings = [f"model={world.model}", f"data={world.data}", f"output={tmp_path}", "steps=2", "device=cpu"]
+    run(python("-m", "benchmarks.hydra_trl", "--cfg", "job", *settings), tmp_path)
+    assert "steps: 2" in (tmp_path / "output-0.txt").read_text()
 
 
 def test_checkpoints(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +143,10 @@ def test_checkpoints(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_trial_start() -> None:
     trial_start.warm_up(1)
-    for start in (trial_start.start_by("forkserver"), trial_start.start_command):
-        cpu, wall = start()
-        assert 0 < cpu < wall + 60
+    start = trial_start.start_by("forkserver")
+    start()  # waits for the imports of the server
+    cpu, _ = start()
+    assert 0 < cpu < trial_start.TARGET_SECONDS * 5  # on a busy machine
     assert len(trial_start._probes) == 1
 
 
