@@ -76,7 +76,7 @@ def measure_grid(root: Path, job: Job, repeats: int, names: list[str]) -> dict[s
     outputs: dict[str, Path] = {}
 
     def contender(name: str) -> tuple[float, float]:
-        outputs[name] = root / f"{name.replace(' ', '_')}-{len(list(root.iterdir()))}"
+        outputs[name] = root / f"run-{len(list(root.iterdir()))}"  # a plain name: Hydra reads it on a command line
         return CONTENDERS[name](world, job, outputs[name])
 
     measured = measure({name: lambda name=name: contender(name) for name in names}, repeats, warmup=0)

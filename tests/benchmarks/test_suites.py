@@ -95,7 +95,8 @@ def test_start_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(run_all.start_up(json.loads((tmp_path / "start_up.json").read_text())))
 
 
-def test_training_step() -> None:
+def test_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(training_step.SIZES, "0.6M", (*training_step.SIZES["0.6M"][:-1], 512))
     names = ["ours, packed, batch 2", "TRL, packed, batch 2"]
     case = training_step.run_case("0.6M", False, 256, 1, names)
     assert case["times_same_settings"] > 0
@@ -133,12 +134,11 @@ def test_checkpoints(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     script(world, tmp_path / "trl", job, eval_steps=1, save_steps=1, **checkpoints.BEST)
     assert meter.bytes() > 5 * 3 * 2**20  # five checkpoints of a model of 2.4 MB with its two moments
     root = tmp_path / "ours"
-    command = python(
-        "-m", "benchmarks.checkpoints", checkpoints.CHILD, checkpoints.OURS, str(world.root), "5", str(root)
-    )
-    run(command, tmp_path / "log", **world.environment)
+    few = "checkpoints.LEARNING_RATES, checkpoints.BATCHES = (1e-3,), (2, 4)"
+    child = f"checkpoints.run_child({checkpoints.OURS!r}, {str(world.root)!r}, '5', {str(root)!r})"
+    run(python("-c", f"from benchmarks import checkpoints; {few}; {child}"), tmp_path / "log", **world.environment)
     result = json.loads(Path(f"{root}.json").read_text())
-    assert result["saves"] == 9 * checkpoints.LOOKS and result["most"] > result["left"]
+    assert result["saves"] == 2 * checkpoints.LOOKS and result["most"] >= result["left"] > 0
 
 
 def test_trial_start() -> None:
