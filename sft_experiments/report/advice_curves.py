@@ -6,6 +6,7 @@ where the noise between seeds is known, twice that noise.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from sft_experiments.report.advice import HIGH, LOW, MEDIUM, Advice, Evidence, Rule
 from sft_experiments.report.curves import Curves, Point
@@ -18,6 +19,7 @@ PLATEAU_FALL = 0.02  # of the loss at the end of warmup
 LARGE_GAP = 0.1  # eval loss - train loss, spec section 5
 FEW_STEPS = 30  # optimizer steps after warmup
 LONG_WARMUP = 0.3  # share of all steps
+MAX_STEPS, EPOCHS = "train.max_steps", "train.num_train_epochs"
 
 
 def overfitting(evidence: Evidence) -> Advice | None:
@@ -33,16 +35,15 @@ def overfitting(evidence: Evidence) -> Advice | None:
         return None
     gap = _gap(evidence.curves, losses[-1])
     known_noise = evidence.comparison.noise is not None
-    epochs = max(math.ceil(losses[lowest].epoch * 2) / 2, 0.5)
     return Advice(
         rule="overfitting",
         finding=f"Overfitting: the eval loss rises after step {losses[lowest].step} while the train loss falls.",
         evidence=f"Eval loss {format_score(losses[lowest].value)} at step {losses[lowest].step} (epoch "
         f"{losses[lowest].epoch:.2g}), {format_score(losses[-1].value)} at the end"
         + ("." if gap is None else f"; gap to the train loss {gap:.3f}."),
-        action="Keep the checkpoint of that step (it is restored by default), train fewer epochs, or try weight "
+        action="Keep the checkpoint of that step (it is restored by default), train less, or try weight "
         "decay 0.05 to 0.1, more data, or a lower learning rate.",
-        command=train_command(evidence.run, {"train.num_train_epochs": epochs, "train.weight_decay": 0.1}),
+        command=train_command(evidence.run, _length_until(evidence, losses[lowest]) | {"train.weight_decay": 0.1}),
         confidence=HIGH if known_noise or (gap is not None and gap > LARGE_GAP) else MEDIUM,
     )
 
@@ -95,18 +96,34 @@ def too_few_steps(evidence: Evidence) -> Advice | None:
     total, warmup = _plan_steps(evidence, "total_steps"), _plan_steps(evidence, "warmup_steps")
     if not total or warmup is None or (total - warmup >= FEW_STEPS and warmup <= LONG_WARMUP * total):
         return None
-    epochs = evidence.run.values.get("train.num_train_epochs")
-    short = total - warmup < FEW_STEPS
-    changes = {"train.num_train_epochs": 2 * epochs} if short and isinstance(epochs, int | float) else {}
+    changes = _twice_the_length(evidence) if total - warmup < FEW_STEPS else {}
     return Advice(
         rule="few_steps",
         finding=f"Only {total - warmup} of {total} optimizer steps come after warmup.",
         evidence=f"{total} steps, {warmup} of them warmup; below {FEW_STEPS} steps the schedule decides more than "
         "the settings do.",
-        action="Train more epochs, take a smaller effective batch, or shorten the warmup.",
+        action="Train longer, take a smaller effective batch, or shorten the warmup.",
         command=train_command(evidence.run, changes or {"scheduler.warmup_ratio": 0.03}),
         confidence=MEDIUM,
     )
+
+
+def _length_until(evidence: Evidence, point: Point) -> dict[str, Any]:
+    """The setting that ends training about there; ``max_steps`` wins over epochs where it is set."""
+    if _max_steps(evidence) is not None:
+        return {MAX_STEPS: point.step}
+    return {EPOCHS: max(math.ceil(point.epoch * 2) / 2, 0.5)}
+
+
+def _twice_the_length(evidence: Evidence) -> dict[str, Any]:
+    """Nothing when the record tells neither steps nor epochs."""
+    key, length = (MAX_STEPS, steps) if (steps := _max_steps(evidence)) else (EPOCHS, evidence.run.values.get(EPOCHS))
+    return {key: 2 * length} if isinstance(length, int | float) else {}
+
+
+def _max_steps(evidence: Evidence) -> int | None:
+    value = evidence.run.values.get(MAX_STEPS)
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _lowest(losses: Sequence[Point]) -> int | None:

@@ -11,7 +11,7 @@ from sft_experiments.report.lines import Line, beyond, line_through_best
 from sft_experiments.report.number_format import format_score, format_seconds, format_value
 from sft_experiments.report.optimum import Optimum, fit_optimum
 from sft_experiments.report.rank import Cell, Comparison
-from sft_experiments.report.recipes import axis_value, sweep_command, sweep_values, train_command, with_value
+from sft_experiments.report.recipes import axis_value, sweep_command, sweep_values, use_command, with_value
 from sft_experiments.report.rows import combined
 
 LEARNING_RATE = "train.learning_rate"
@@ -89,7 +89,7 @@ def noise_rule(evidence: Evidence) -> Advice | None:
         rule="noise",
         finding=finding,
         evidence=proof[0].upper() + proof[1:] + ".",
-        action=f"Run {seeds} seeds of the leading configurations, or take the cheapest of them.",
+        action=f"Run {seeds} seeds of {_grid_of(close, axes)}, or take the cheapest of the leading ones.",
         command=sweep_command(comparison, evidence.run, axes, num_seeds=seeds),
         confidence=confidence,
     )
@@ -125,7 +125,7 @@ def batch_size_rule(evidence: Evidence) -> Advice | None:
         evidence=f"{comparison.metric} by effective batch size: {sizes}; spread between seeds "
         f"{comparison.noise.standard_deviation:.4f}.",
         action=f"Take effective_batch_size={format_value(fastest.values[BATCH_SIZE])}: {slow / fast:.1f}x faster.",
-        command=train_command(best_seed(fastest, comparison), {"name": "final"}),
+        command=use_command(best_seed(fastest, comparison)),
         confidence=MEDIUM,  # "not told apart" is no proof of equality
     )
 
@@ -171,6 +171,14 @@ def seconds(cell: Cell) -> float | None:
     """Mean training seconds of a row."""
     value = combined([number(run.record.timings, "train") or number(run.record.timings, "total") for run in cell.runs])
     return float(value) if value else None
+
+
+def _grid_of(leading: list[Cell], axes: dict[str, list[Any]]) -> str:
+    """What a sweep over the leading configurations' values runs: every combination, so it may hold others too."""
+    size = math.prod(len(values) for values in axes.values())
+    if size <= len(leading):
+        return "the leading configurations"
+    return f"the {size} combinations of the {len(leading)} leading configurations' values"
 
 
 def _values_of(cells: list[Cell], axis: str) -> list[Any]:

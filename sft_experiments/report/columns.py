@@ -33,19 +33,26 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 def shown_keys(runs: Sequence[Run]) -> list[str]:
     """The differing keys worth a column: without seeds, and without those that only mirror another column.
 
-    Choosing another model changes a dozen settings at once; one column tells them apart.
+    Choosing another model changes a dozen settings at once; one column tells them apart. What somebody set, on an
+    axis or by hand, has a column all the same: of two runs every difference mirrors every other.
     """
-    axes = {axis for run in runs for axis in run.record.axes}
+    deliberate = {key for run in runs for key in (*run.record.axes, *_typed(run))}
     chosen: list[str] = []
     partitions: list[tuple[int, ...]] = []
     for key in differing_keys(runs):
         if key in SEED_KEYS:
             continue
         partition = _partition(runs, key)
-        if key in axes or partition not in partitions:
+        if key in deliberate or partition not in partitions:
             chosen.append(key)
             partitions.append(partition)
     return chosen
+
+
+def _typed(run: Run) -> list[str]:
+    """Keys set on the command line; of a group that was chosen (``scheduler=linear``) its name."""
+    words = [override.split("=")[0].lstrip("+~") for override in run.record.overrides]
+    return [word if word in run.values else f"{word}.name" for word in words]
 
 
 def _partition(runs: Sequence[Run], key: str) -> tuple[int, ...]:

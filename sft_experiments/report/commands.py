@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sft_experiments.report.best import best_run
 from sft_experiments.report.compare import TEXT_FORMATS, compare, print_difference
-from sft_experiments.report.recipes import final_command, reproduce_command
+from sft_experiments.report.recipes import again_command, export_command, has_model, reproduce_command
 from sft_experiments.report.write import write_report
 
 
@@ -52,7 +52,7 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def add_best_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "The best run: its folder, and the commands that reproduce it and train a final model with it."
+    parser.description = "The best run: its folder and model, and the commands that export it and train it again."
     _add_directories(parser, many="+")
     parser.add_argument("--path", action="store_true", help="print the folder only, for use in scripts")
 
@@ -62,8 +62,13 @@ def run_best(args: argparse.Namespace) -> int:
     print(run.folder.path)
     if not args.path:
         print(f"{run.record.objective_metric}: {run.record.objective:.4f}")
-        print(f"reproduce:   {reproduce_command(run)}")
-        print(f"final model: {final_command(run)}")
+        if has_model(run):
+            print(f"model: {run.folder.model}")
+            print(f"export: {export_command(run)}")
+        else:
+            print("model: its weights were not kept (sweep.keep_models)")
+        print(f"reproduce: {reproduce_command(run)}")
+        print(f"train it again under another name: {again_command(run)}")
     return 0
 
 

@@ -20,7 +20,7 @@ from sft_experiments.report.figures import heat_map, profile
 from sft_experiments.report.number_format import format_value
 from sft_experiments.report.page_data import MOST_CURVES, chart_runs, color_legend, run_label
 from sft_experiments.report.rank import Comparison, why_unranked
-from sft_experiments.report.recipes import final_command, reproduce_command
+from sft_experiments.report.recipes import has_model, reproduce_command, use_command
 from sft_experiments.report.rows import Column, build_table
 from sft_experiments.report.sections import (
     best_config,
@@ -65,7 +65,8 @@ def _content(comparison: Comparison, title: str, curves: dict[str, Curves]) -> d
         "notes": footnotes(comparison)[1:] if comparison.cells else footnotes(comparison),
         "advice": advise(comparison),
         "reproduce": reproduce_command(best) if best else None,
-        "final": final_command(best) if best else None,
+        "use": use_command(best) if best else None,
+        "has_model": best is not None and has_model(best),
         "best_label": run_label(best, comparison) if best else None,
         "runs": runs,
         "figures": figures,

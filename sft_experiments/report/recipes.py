@@ -1,4 +1,4 @@
-"""Commands to paste: run the best again, train the final model, extend a sweep."""
+"""Commands to paste: run the best again, use its model, extend a sweep."""
 
 import re
 import shlex
@@ -17,8 +17,22 @@ def reproduce_command(run: Run) -> str:
     return run.record.command or f"sft train --from {quoted_path(run)} rerun=true"
 
 
-def final_command(run: Run) -> str:
-    """Trains a model with the run's settings, in a folder of its own that keeps the weights."""
+def has_model(run: Run) -> bool:
+    """Whether the weights were kept: a sweep keeps those of its best ``sweep.keep_models`` trials."""
+    return any((run.folder.model / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def use_command(run: Run) -> str:
+    """How to get the run's model for use: exported, or trained again where its weights were not kept."""
+    return export_command(run) if has_model(run) else again_command(run)
+
+
+def export_command(run: Run) -> str:
+    return f"sft export {quoted_path(run)} my-model"
+
+
+def again_command(run: Run) -> str:
+    """The same training under another name, in a folder of its own that keeps the weights."""
     return train_command(run, {"name": "final"})
 
 

@@ -1,5 +1,7 @@
 """The ranked table on a terminal, readable at 80 columns and better at 120."""
 
+from textwrap import shorten
+
 from rich import box
 from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table as RichTable
@@ -10,6 +12,7 @@ from sft_experiments.report.rank import Cell, Comparison, why_unranked
 from sft_experiments.report.rows import Column, Table, setting_names
 from sft_experiments.run.record import Status
 
+LONGEST_REASON = 400  # characters; the report page has the whole message
 _STATUS_STYLE = {Status.pruned: "yellow", Status.preempted: "yellow", Status.running: "cyan", Status.pending: "dim"}
 
 
@@ -101,10 +104,10 @@ def _unranked_table(comparison: Comparison, width: int) -> RichTable:
         widths.append(max(*values, *(len(word) for word in heading(names[key]).split(" "))))
         rendered.add_column(Text(heading(names[key])), justify="right", overflow="fold", width=widths[-1])
     rest = max(width - sum(widths) - 2 * len(widths), 20)
-    rendered.add_column("why", overflow="ellipsis", no_wrap=True, width=rest)
+    rendered.add_column("why", overflow="fold", width=rest)
     for run in comparison.unranked:
         settings = [Text(format_value(run.values.get(key))) for key in comparison.keys]
         status = Text(run.record.status.value, style=_STATUS_STYLE.get(run.record.status, "red"))
-        why = " ".join(why_unranked(run, comparison.metric, comparison.direction).split())
-        rendered.add_row(status, *settings, Text(why or run.name))
+        why = shorten(why_unranked(run, comparison.metric, comparison.direction), LONGEST_REASON, placeholder=" ...")
+        rendered.add_row(status, *settings, Text(why))
     return rendered

@@ -31,6 +31,24 @@ def test_eval_loss_rising_while_train_loss_falls_is_overfitting() -> None:
     assert advice.confidence == "high"
 
 
+def test_a_run_whose_length_is_given_in_steps_is_changed_in_steps() -> None:
+    overfitted = evidence([3.0, 2.0, 1.5, 1.6, 1.8, 2.0], [3.0, 2.0, 1.4, 1.0, 0.7, 0.4], train__max_steps=200)
+    short = evidence([2.0, 1.0], plan={"steps": {"total_steps": 40, "warmup_steps": 20}}, train__max_steps=40)
+    for advice, words in (
+        (overfitting(overfitted), "train.max_steps=80"),
+        (too_few_steps(short), "train.max_steps=80"),
+    ):
+        assert advice is not None
+        assert words in advice.command
+        assert "num_train_epochs" not in advice.command
+
+
+def test_without_max_steps_a_short_run_gets_twice_the_epochs() -> None:
+    advice = too_few_steps(evidence([2.0, 1.0], plan={"steps": {"total_steps": 40, "warmup_steps": 20}}))
+    assert advice is not None
+    assert "train.num_train_epochs=4" in advice.command
+
+
 @pytest.mark.parametrize(
     ("eval_losses", "train_losses"),
     [

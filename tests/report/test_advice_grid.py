@@ -70,6 +70,15 @@ def test_clear_differences_are_not_called_noise() -> None:
 def test_unmeasured_noise_asks_for_seeds_of_the_leaders_only() -> None:
     (advice,) = found(compare_grid(bowl()), "noise")
     assert advice.command.endswith("train.learning_rate=2e-3 train.effective_batch_size=8,16,32 sweep.num_seeds=3")
+    assert "3 seeds of the leading configurations," in advice.action
+
+
+def test_the_noise_advice_says_when_its_command_runs_more_than_the_leaders() -> None:
+    losses = {(1e-3, 8): 0.1, (2e-3, 16): 0.2, (1e-3, 16): 0.3, (2e-3, 32): 0.9, (1e-3, 32): 1.0, (2e-3, 8): 1.1}
+    runs = [make_run(Path("sweep"), rate, batch, loss) for (rate, batch), loss in losses.items()]
+    (advice,) = found(compare_runs(Collection(runs, [])), "noise")
+    assert "train.learning_rate=1e-3,2e-3 train.effective_batch_size=8,16 " in advice.command
+    assert "the 4 combinations of the 3 leading configurations' values" in advice.action
 
 
 def test_the_extension_keeps_the_old_values_and_the_sweeps_own_settings() -> None:

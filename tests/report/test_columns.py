@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 from sft_experiments.report.collect import Run, collect_runs
 from sft_experiments.report.columns import differing_keys, identity, short_names, shown_keys, sort_key
+from sft_experiments.run.record import Status
 from tests.report.sweep_factory import write_grid, write_run
 
 
@@ -25,6 +27,14 @@ def test_settings_that_mirror_another_one_share_its_column(tmp_path: Path) -> No
     write_run(tmp_path, 1e-3, 8, 0.5, model__name="small", dataset__max_length=64)
     write_run(tmp_path, 1e-3, 8, 0.4, model__name="large", dataset__max_length=128)
     assert shown_keys(runs_of(tmp_path)) == ["model.name"]
+
+
+def test_a_setting_given_by_hand_keeps_its_column_even_when_it_mirrors_another(tmp_path: Path) -> None:
+    words = ["scheduler=linear", "train.max_steps=10", "+scheduler.warmup_steps=4"]
+    settings: dict[str, Any] = {"scheduler__name": "linear", "train__max_steps": 10, "scheduler__warmup_steps": 4}
+    write_run(tmp_path, 1e-3, 8, None, status=Status.failed, overrides=words, train__weight_decay=0.1, **settings)
+    write_run(tmp_path, 1e-3, 8, 0.4)
+    assert set(shown_keys(runs_of(tmp_path))) == {"scheduler.name", "train.max_steps", "scheduler.warmup_steps"}
 
 
 def test_a_swept_axis_keeps_its_column_even_when_it_mirrors_another(tmp_path: Path) -> None:

@@ -53,3 +53,10 @@ def test_best_prints_the_folder_and_what_to_type(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "train.learning_rate=0.002" in printed
     assert f"sft train --from {path}" in printed.replace("'", "")
+    assert "weights were not kept" in printed
+    (Path(path) / "model").mkdir()
+    (Path(path) / "model" / "config.json").touch()
+    run("best", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert f"model: {path}/model\n" in printed
+    assert f"sft export {path}" in printed.replace("'", "")

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sft_experiments.report.collect import Collection
 from sft_experiments.report.rank import compare_runs
-from sft_experiments.report.recipes import final_command, reproduce_command, sweep_command, train_command
+from sft_experiments.report.recipes import again_command, reproduce_command, sweep_command, train_command, use_command
 from tests.report.sweep_factory import make_run
 
 
@@ -34,4 +34,12 @@ def test_changed_keys_replace_what_was_typed_before() -> None:
 def test_a_run_without_a_recorded_command_is_reproduced_from_its_folder() -> None:
     run = make_run(Path("two words"), 1e-3, 8, 0.5, command=None)
     assert shlex.split(reproduce_command(run))[:3] == ["sft", "train", "--from"]
-    assert shlex.split(final_command(run))[3] == str(run.folder.path)
+    assert shlex.split(again_command(run))[3] == str(run.folder.path)
+
+
+def test_a_kept_model_is_exported_and_only_a_dropped_one_is_trained_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1e-3, 8, 0.5)
+    assert use_command(run) == again_command(run)
+    run.folder.model.mkdir(parents=True)
+    (run.folder.model / "adapter_config.json").touch()
+    assert shlex.split(use_command(run)) == ["sft", "export", str(run.folder.path), "my-model"]

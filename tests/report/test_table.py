@@ -48,6 +48,23 @@ def test_failures_are_listed_below_with_their_class_and_reason(tmp_path: Path) -
     assert "loss is nan at step 3" in rest
 
 
+def test_the_reason_of_a_failure_is_wrapped_and_not_cut(tmp_path: Path) -> None:
+    message = "the template ends no turn, so the model would not learn to stop; give model.chat_template or a tokenizer"
+    write_run(tmp_path, 2e-3, 8, None, status=Status.failed, failure=Failure("DataError", message))
+    lines = printed(tmp_path, 80).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert f"DataError: {message}" in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("status", [Status.pending, Status.pruned])
+def test_where_nothing_explains_a_status_nothing_is_shown(tmp_path: Path, status: Status) -> None:
+    write_run(tmp_path, 1e-3, 8, 0.5)
+    folder = write_run(tmp_path, 2e-3, 8, None, status=status)
+    _, _, rest = printed(tmp_path, 200).partition("Not ranked")
+    assert status.value in rest
+    assert folder.path.name not in rest
+
+
 def test_ties_with_the_best_are_marked(tmp_path: Path) -> None:
     write_grid(tmp_path, lambda _rate, _batch: 0.5, noise=0.01, num_seeds=3, batches=[8])
     text = printed(tmp_path, 120)
