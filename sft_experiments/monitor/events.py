@@ -17,7 +17,7 @@ def measurements(event: Event) -> Event:
 
 @dataclass(frozen=True)
 class Alert:
-    """One warning sign. ``count`` and ``last_step`` grow while the same rule keeps firing."""
+    """One warning sign. While its rule keeps firing ``count`` and ``last_step`` grow, and ``message`` is the latest."""
 
     rule: str
     policy: str  # warn or stop

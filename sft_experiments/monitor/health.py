@@ -54,12 +54,15 @@ class Health:
         return [alert for alert in raised if alert and _is_told(alert.count)]
 
     def report(self, rule: str, step: int, message: str) -> Alert | None:
-        """Fold a sign into the alerts of this run: one per rule, with a count. None when the rule is ignored."""
+        """Fold a sign into the alerts of this run: one per rule, with a count and the latest message.
+
+        None when the rule is ignored.
+        """
         policy = self._policies.get(rule, HealthPolicy.warn)
         if policy is HealthPolicy.ignore:
             return None
         if earlier := self.alerts.get(rule):
-            self.alerts[rule] = replace(earlier, count=earlier.count + 1, last_step=step)
+            self.alerts[rule] = replace(earlier, message=message, count=earlier.count + 1, last_step=step)
         else:
             self.alerts[rule] = Alert(rule, policy.value, step, message, last_step=step)
         return self.alerts[rule]

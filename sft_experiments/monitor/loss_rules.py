@@ -116,12 +116,16 @@ class TrainEvalGap:
     """Eval loss minus train loss is above ``threshold`` and has risen in each of ``window`` evaluations.
 
     The train loss is the mean of the events since the evaluation before, which is steadier than ``eval/train_gap``.
-    A rise counts when it is more than a tenth of the threshold.
+    A rise counts when it is more than a tenth of the threshold. While the eval loss has a new low among the last two
+    evaluations, the model still learns what holds for new data, however far ahead the train loss is.
     """
+
+    PATIENCE = 2  # evaluations without a new low
 
     def __init__(self, threshold: float, window: int, facts: RunFacts) -> None:
         self.threshold = threshold
         self.gaps: deque[float] = deque(maxlen=window + 1)
+        self.eval_losses: deque[float] = deque(maxlen=window + 1)
         self.train_losses: list[float] = []
 
     def observe(self, event: Event) -> str | None:
@@ -131,10 +135,20 @@ class TrainEvalGap:
         if eval_loss is None or not self.train_losses:
             return None
         self.gaps.append(eval_loss - sum(self.train_losses) / len(self.train_losses))
+        self.eval_losses.append(eval_loss)
         self.train_losses.clear()
         if not is_full(self.gaps) or self.gaps[-1] <= self.threshold or not rises(self.gaps, self.threshold / 10):
             return None
-        return f"eval loss is {self.gaps[-1]:.3f} above train loss, and the gap keeps rising: overfitting"
+        if self._still_falls():
+            return None
+        return (
+            f"eval loss no longer falls and is {self.gaps[-1]:.3f} above the mean train loss since the evaluation"
+            " before, more each time: overfitting"
+        )
+
+    def _still_falls(self) -> bool:
+        losses = list(self.eval_losses)
+        return min(losses) < min(losses[: max(len(losses) - self.PATIENCE, 1)])
 
 
 class EvalLossRising:

@@ -102,9 +102,25 @@ def never_learns(stream: Stream, noise: random.Random) -> None:
 
 
 def overfits(stream: Stream, noise: random.Random) -> None:
-    losses = evaluations(stream)
-    for index, event in enumerate(from_the_middle(losses)):
-        event["eval/loss"] += 0.1 * (index + 1) + noise.uniform(0, 0.02)
+    half = from_the_middle(evaluations(stream))
+    for index, event in enumerate(half):
+        event["eval/loss"] = half[0]["eval/loss"] + 0.05 * index + noise.uniform(0, 0.01)
+
+
+def gap_opens_while_both_fall(stream: Stream) -> None:
+    """No fault: the train loss runs ahead, but each evaluation is better than the one before."""
+    start = evaluations(stream)[0]["eval/loss"]
+    for event in stream:
+        share = event["step"] / stream[-1]["step"]
+        for name, fall in (("train/loss", 0.9), ("eval/loss", 0.5)):
+            if name in event:
+                event[name] = start * (1 - fall * share)
+
+
+def shares_the_machine(stream: Stream, noise: random.Random) -> None:
+    """No fault: a neighbour takes half of the speed, and for moments nearly all of it."""
+    for index, event in enumerate(from_the_middle(trains(stream))):
+        event["train/tokens_per_second"] *= noise.uniform(0.1, 0.25) if index % 10 > 2 else noise.uniform(0.4, 0.6)
 
 
 def eval_loss_turns(stream: Stream, noise: random.Random) -> None:
@@ -130,7 +146,7 @@ def vanishing_gradient(stream: Stream, noise: random.Random) -> None:
 
 def slows_down(stream: Stream, noise: random.Random) -> None:
     for event in from_the_middle(trains(stream)):
-        event["train/tokens_per_second"] *= noise.uniform(0.2, 0.4)
+        event["train/tokens_per_second"] *= noise.uniform(0.1, 0.2)
 
 
 def memory_nearly_full(stream: Stream, noise: random.Random) -> None:

@@ -10,7 +10,16 @@ from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.health import RULES, Health
 from sft_experiments.schema import HealthPolicy, HealthRuleConfig
 from tests.monitor.conftest import shipped_monitor
-from tests.monitor.streams import FACTS, FAULTS, Stream, healthy_stream, recordings, trains
+from tests.monitor.streams import (
+    FACTS,
+    FAULTS,
+    Stream,
+    gap_opens_while_both_fall,
+    healthy_stream,
+    recordings,
+    shares_the_machine,
+    trains,
+)
 
 
 def judged(stream: Stream, facts: RunFacts = FACTS) -> Health:
@@ -49,6 +58,19 @@ def test_a_healthy_stream_raises_no_alarm(seed: int) -> None:
     assert judged(healthy_stream(seed)).records() == []
 
 
+def test_a_growing_gap_is_no_overfitting_while_the_eval_loss_falls() -> None:
+    stream = healthy_stream(0)
+    gap_opens_while_both_fall(stream)
+    assert "train_eval_gap" not in judged(stream).alerts
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_neighbour_on_the_machine_is_no_alarm(seed: int) -> None:
+    stream = healthy_stream(seed)
+    shares_the_machine(stream, random.Random(seed))
+    assert judged(stream).records() == []
+
+
 def test_nan_is_noticed_at_its_own_event_and_asks_to_stop() -> None:
     stream = healthy_stream(0)
     event = trains(stream)[20]
@@ -73,6 +95,16 @@ def test_repeated_alerts_are_folded_and_told_at_powers_of_ten() -> None:
     (record,) = health.records()
     assert record["rule"] == "grad_norm_high"
     assert (record["step"], record["last_step"], record["count"]) == (3, 150, 148)
+
+
+def test_a_repeated_alert_tells_the_latest_numbers() -> None:
+    health = Health(shipped_monitor().rules, FACTS)
+    told = []
+    for step in range(1, 13):
+        told += health.observe({"step": step, "tokens": 0, "epoch": 0, "time": 0, "train/grad_norm": 50.0 + step})
+    assert "gradient norm is 53," in told[0].message
+    assert (told[1].last_step, told[1].count) == (12, 10)
+    assert "gradient norm is 62," in told[1].message
 
 
 def test_an_ignored_rule_stays_silent() -> None:
