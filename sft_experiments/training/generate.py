@@ -79,13 +79,12 @@ def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
 
 
 class AnswerValidationPrompts:
-    """At each evaluation: sample generations, and ``eval_exact_match`` overall and by skill."""
+    """At each evaluation: sample generations, and ``eval_exact_match`` overall and by skill over the first rows."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         generation = config.generation
-        self.scored = config.dataset.verifiable_answers
-        count = max(generation.num_samples, generation.exact_match_rows if self.scored else 0)
-        self.prompts = data.prompts[:count]
+        self.num_scored = generation.exact_match_rows if config.dataset.verifiable_answers else 0
+        self.prompts = data.prompts[: max(generation.num_samples, self.num_scored)]
         self.stop_ids = data.report.end_of_turn_ids
         self.num_samples = generation.num_samples
         self.max_new_tokens = generation.max_new_tokens
@@ -96,14 +95,18 @@ class AnswerValidationPrompts:
         if not self.prompts:
             return {}, []
         answers = answer_prompts(model, self.tokenizer, self.prompts, self.max_new_tokens, self.stop_ids)
-        exact = [is_exact(answer, prompt) for answer, prompt in zip(answers, self.prompts, strict=True)]
+        scored = self.prompts[: self.num_scored]
+        exact = [is_exact(answer, prompt) for answer, prompt in zip(answers, scored, strict=False)]
         samples = [
-            Sample(
-                step, index, prompt.messages, answers[index], prompt.reference, exact[index] if self.scored else None
-            )
+            Sample(step, index, prompt.messages, answers[index], prompt.reference, _nth(exact, index))
             for index, prompt in enumerate(self.prompts[: self.num_samples])
         ]
-        return (exact_match_metrics(self.prompts, exact) if self.scored else {}), samples
+        return (exact_match_metrics(scored, exact) if scored else {}), samples
+
+
+def _nth(exact: Sequence[bool], index: int) -> bool | None:
+    """Of a prompt that was not scored: None."""
+    return exact[index] if index < len(exact) else None
 
 
 def is_exact(answer: str, prompt: Prompt) -> bool:

@@ -21,7 +21,7 @@ from sft_experiments.show import console
 from sft_experiments.training.sanity import SanityReport, check_trial
 from sft_experiments.training.sanity_items import Answer, garble_of
 
-COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+COLOURS = {"pass": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 FAILED = 1
 
 

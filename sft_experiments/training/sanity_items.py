@@ -17,7 +17,7 @@ class Item:
     """One line of the report."""
 
     name: str
-    verdict: str  # pass, warn or fail
+    verdict: str  # pass, note, warn or fail; a note says that nothing was learned from it
     found: str
     next_step: str = ""
 
@@ -143,6 +143,8 @@ def judge_answers(before: Sequence[Answer], after: Sequence[Answer]) -> Optional
     found = f"{counts[0]} of {len(before)} garbled before, {counts[1]} after" + (
         f" ({', '.join(kinds)})" if kinds else ""
     )
+    if counts == [len(before), len(after)]:
+        return Item("generations", "note", f"{found}; not informative: all were garbled before training")
     more = counts[1] > counts[0]
     step = "read the answers below; a lower train.learning_rate, or a template that does not fit the model"
     return Item("generations", "warn" if more else "pass", found, step if more else "")

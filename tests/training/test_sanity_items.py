@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from sft_experiments.training.sanity_items import Answer, garble_of, judge_answers, judge_end_probability, judge_loss
+from sft_experiments.training.sanity_items import (
+    Answer,
+    garble_of,
+    judge_answers,
+    judge_end_probability,
+    judge_loss,
+    worst,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,8 @@ def test_answers_that_were_garbled_before_do_not_count_against_the_training() ->
     good, garbled = said("yes", [5]), said("", [])
     rambling = judge_answers([garbled, garbled], [garbled, garbled])
     worse = judge_answers([good, garbled], [garbled, garbled])
-    assert rambling is not None and rambling.verdict == "pass"
+    assert rambling is not None and rambling.verdict == "note" and "not informative" in rambling.found
+    assert worst([rambling]) == "pass"
     assert worse is not None and worse.verdict == "warn"
 
 
