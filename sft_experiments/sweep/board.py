@@ -23,6 +23,7 @@ STYLES = {
     Status.pruned: "cyan",
 }
 WIDTHS = {"status": 9, "step": 9, "loss": 6, "eval": 6, "tokens/s": 8, "time": 6}  # the label gets what is left
+UNFINISHED = (Status.pending, Status.running, Status.preempted)  # the same command goes on with these
 TAIL_BYTES = 4096  # enough for the last few lines of metrics.jsonl
 
 
@@ -46,6 +47,7 @@ class Board:
         self.console = console
         self.rows = {folder.path: self._row(folder) for folder in folders}
         self.begun = time.monotonic()
+        self.stopping = False  # nothing new is started, so there is no time left to tell
 
     def _row(self, folder: RunFolder) -> Row:
         record = read_record(folder)
@@ -77,15 +79,16 @@ class Board:
 
     @property
     def num_ended(self) -> int:
-        return len(self.rows) - self.count(Status.pending, Status.running)
+        return len(self.rows) - self.count(*UNFINISHED)
 
     def remaining_seconds(self) -> float | None:
-        """From the pace of the trials that this launch has finished; None before the first one."""
-        done = sum(row.started > 0 and row.status is not Status.running for row in self.rows.values())
-        partial = sum(share_done(row) for row in self.rows.values() if row.status is Status.running)
-        left = self.count(Status.pending) + self.count(Status.running) - partial
+        """From the pace of the trials that this launch has trained; None before the first one, and when it stops."""
+        own = [row for row in self.rows.values() if row.started]
+        done = sum(row.status not in UNFINISHED for row in own)
+        partial = sum(share_done(row) for row in own if row.status is Status.running)
+        left = self.count(*UNFINISHED) - partial
         finished = done + partial
-        return (time.monotonic() - self.begun) / finished * left if finished > 0.2 else None
+        return (time.monotonic() - self.begun) / finished * left if finished > 0.2 and not self.stopping else None
 
 
 class PlainBoard(Board):
@@ -121,6 +124,7 @@ class LiveBoard(Board):
     def table(self) -> Table:
         left = self.remaining_seconds()
         title = f"{self.num_ended} of {len(self.rows)} trials" + (f", about {duration(left)} left" if left else "")
+        title += ", stopping" if self.stopping else ""
         table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
         table.add_column("trial", overflow="ellipsis", no_wrap=True, ratio=1)
         for header, width in WIDTHS.items():

@@ -109,6 +109,7 @@ class Pool:
     def _collect(self, board: Board) -> None:
         """Wait a moment for any worker to end, settle those that did, stop those that are out of time."""
         wait([job.process.sentinel for job in self.running.values()], timeout=POLL_SECONDS)
+        board.stopping = self.stopped_by is not None
         board.refresh()
         for job in list(self.running.values()):
             if job.process.exitcode is None:

@@ -51,6 +51,26 @@ def test_plain_lines_tell_when_a_trial_starts_and_ends(tmp_path: Path) -> None:
     assert ended.startswith("[1/1] completed  lr=0.1  eval/loss 0.5000")
 
 
+def test_a_preempted_trial_is_not_done_and_a_stopping_sweep_has_no_time_left(tmp_path: Path) -> None:
+    folders = [trial(tmp_path, name, Status.pending) for name in ("0.1", "0.2", "0.3", "0.4")]
+    board = LiveBoard(folders, Console(file=StringIO(), width=100))
+    board.begun -= 60
+    for folder, status in zip(folders, (Status.completed, Status.preempted), strict=False):
+        board.started(folder)
+        board.ended(folder, Record(folder.path.name, "sweep", "", status))
+    assert str(board.table().title) == "1 of 4 trials, about 3m00s left"
+    board.stopping = True
+    assert str(board.table().title) == "1 of 4 trials, stopping"
+
+
+def test_another_process_gives_no_pace(tmp_path: Path) -> None:
+    folder = trial(tmp_path, "0.1", Status.running)
+    folder.metrics.write_text('{"step": 5, "train/loss": 1.25}\n')
+    board = LiveBoard([folder], Console(file=StringIO(), width=100))
+    board.refresh()
+    assert board.remaining_seconds() is None
+
+
 def test_metrics_of_a_long_file_are_read_from_its_end(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("".join(f'{{"step": {step}, "train/loss": {step}}}\n' for step in range(1000)))
