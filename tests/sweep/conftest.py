@@ -63,7 +63,8 @@ def faulty_environment(tmp_path_factory: pytest.TempPathFactory, sft_environment
 
 @pytest.fixture(scope="session")
 def starter(faulty_environment: dict[str, str]) -> Iterator[None]:
-    """One fork server for all sweeps of this session."""
+    """One fork server for all sweeps of this session; one that an earlier test has started knows nothing of faults."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     before = dict(os.environ)
     os.environ.update(faulty_environment)
     warm_up(threads=1)
