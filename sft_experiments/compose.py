@@ -18,9 +18,10 @@ from omegaconf.errors import (
 
 from sft_experiments import errors
 from sft_experiments.errors import ConfigError, SftError, nearest
+from sft_experiments.plan.known_keys import KNOWN_KEYS, known_hint
 from sft_experiments.plan.old_names import todays_name
 from sft_experiments.plan.size import recommended_value, size_class_of
-from sft_experiments.schema import Config
+from sft_experiments.schema import Config, HealthRuleConfig
 
 CONFIG_NAME = "config"
 
@@ -76,7 +77,11 @@ def _is_checked(schema: type, values: dict[Any, Any]) -> bool:
     kinds = {field.name: field.type for field in fields(schema)}
     if set(values) != set(kinds):
         return False
-    groups = [(kind, values[name]) for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)]
+    groups: list[tuple[type, Any]] = [
+        (kind, values[name]) for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)
+    ]
+    mappings = [value for value in values.values() if isinstance(value, dict)]
+    groups += [(HealthRuleConfig, item) for mapping in mappings for item in mapping.values() if is_dataclass(item)]
     return all(isinstance(group, kind) and _is_checked(kind, vars(group)) for kind, group in groups)
 
 
@@ -154,6 +159,8 @@ def _explain_omegaconf(cause: OmegaConfBaseException, message: str, outer: str) 
         return f"{missing.group(1)} is required: give it as {missing.group(1)}=..."
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
         return f"{prefix}{key}: no such key{_hint(key)}"
+    if "is not a subclass of HealthRuleConfig" in message:  # of a rule that `+` made up; OmegaConf names it alone
+        return f"monitor.rules.{key}: no such rule{known_hint(f'monitor.rules.{key}')}"
     value = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message)
     if value:
         return f"{prefix}{key}={value.group(1)}: must be of type {value.group(2).lower()}"
@@ -165,6 +172,9 @@ def _hint(key: str) -> str:
     parent = key.rpartition(".")[0]
     if parent in free_mappings():
         return f"; to add one to {parent}, write +{key}=..."
+    known = known_hint(key)
+    if known is not None:
+        return known
     today = todays_name(key)
     if today is not None:
         return f"; today: {today}"
@@ -177,6 +187,6 @@ def free_mappings(schema: type = Config, prefix: str = "") -> set[str]:
     for field in fields(schema):
         if isinstance(field.type, type) and is_dataclass(field.type):
             found |= free_mappings(field.type, f"{prefix}{field.name}.")
-        elif str(field.type).startswith("dict["):
+        elif str(field.type).startswith("dict[") and f"{prefix}{field.name}" not in KNOWN_KEYS:
             found.add(f"{prefix}{field.name}")
     return found

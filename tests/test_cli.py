@@ -34,6 +34,8 @@ def test_no_arguments_show_the_help(sft) -> None:
         (["sweep", "train.learning_rate=1e-3,oops"], "train.learning_rate=oops: must be of type float"),
         (["sweep", "sweep=nothing"], "sweep=nothing: no such option"),
         (["compare", "nowhere"], "nowhere"),
+        (["train", "+monitor.rules.foo.policy=warn"], "monitor.rules.foo: no such rule; known: not_finite"),
+        (["sweep", "train.weight_decay=-1"], "sft sweep: train.weight_decay=-1.0: must be at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -55,7 +57,11 @@ def test_all_contradictions_are_shown_at_once(sft) -> None:
 def test_every_cell_of_a_sweep_is_checked_before_the_first_one_starts(sft, tmp_path) -> None:
     done = sft("sweep", "train.effective_batch_size=8,9", "train.per_device_train_batch_size=2", "compute=cpu")
     assert done.returncode == 2
-    assert "train.effective_batch_size=9 is not a multiple of 2" in done.stderr
+    cell, said = (
+        "train.effective_batch_size=9 train.learning_rate=0.002",
+        "train.effective_batch_size=9 is not a multiple",
+    )
+    assert f"\n{cell}: {said} of 2" in done.stderr
     assert not list(tmp_path.rglob("record.json"))
 
 

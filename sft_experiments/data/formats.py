@@ -12,6 +12,16 @@ from sft_experiments.data.conversation import Conversation, Message, Origin, Row
 from sft_experiments.schema import DataFormat, SourceConfig
 
 ROLES = ("system", "user", "assistant", "tool")
+# What each format cannot do without, and what it reads beside that.
+REQUIRED: dict[DataFormat, tuple[str, ...]] = {
+    DataFormat.messages: ("messages",),
+    DataFormat.prompt_completion: ("prompt", "completion"),
+    DataFormat.alpaca: ("instruction", "output"),
+    DataFormat.sharegpt: ("conversations",),
+    DataFormat.text: ("text",),
+}
+OPTIONAL = ("tools", "input", "from", "value", "skill")
+FIELDS = (*(field for required in REQUIRED.values() for field in required), *OPTIONAL)  # keys of dataset.columns
 
 
 def read_conversation(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:

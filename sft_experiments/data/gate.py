@@ -88,7 +88,8 @@ class Gate:
         """Raise ``DataError`` with every finding whose policy is error."""
         errors = [finding for finding in self.findings() if finding.policy is Policy.error]
         if errors:
-            advice = "Correct the data, or set dataset.rules.<rule>=drop to leave such rows out"
+            settings = dict.fromkeys(f"dataset.rules.{finding.rule}=drop" for finding in errors)
+            advice = f"Correct the data, or leave such rows out: {' '.join(settings)}"
             raise DataError("\n".join([*map(str, errors), advice]))
 
     def refuse_drops(self, split: str, num_kept: int, max_drop_fraction: float, advice: str) -> None:

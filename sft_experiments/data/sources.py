@@ -8,6 +8,7 @@ from typing import Any, Optional
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_experiments.data.column_advice import refuse_missing_columns
 from sft_experiments.data.conversation import Conversation, Origin, RowFault
 from sft_experiments.data.demo import DEMO_DEFAULTS, generate_demo_rows
 from sft_experiments.data.formats import read_conversation
@@ -77,7 +78,8 @@ def has_validation(dataset: DatasetConfig) -> bool:
 
 
 def _load_split(source: SourceConfig, dataset: DatasetConfig, split: str, gate: Gate, rows: Rows, tick: Tick) -> None:
-    loaded = []
+    loaded: list[Conversation] = []
+    columns: dict[str, None] = {}  # of rows that could not be read, in the order of the file
     for origin, raw in _raw_rows(source, dataset, split):
         rows.num_read[split] += 1
         tick(1)
@@ -89,6 +91,10 @@ def _load_split(source: SourceConfig, dataset: DatasetConfig, split: str, gate: 
             loaded.append(conversation)
         except RowFault as fault:
             gate.reject(fault.rule, split, origin, fault.what)
+            columns |= {} if isinstance(raw, RowFault) else dict.fromkeys(raw)
+    if columns and not loaded:
+        key = "dataset.mixture.<part>" if dataset.source is DataSource.mixture else "dataset"
+        refuse_missing_columns(source, split, columns, key)
     rows.conversations[split].extend(loaded)
 
 

@@ -22,32 +22,36 @@ DIALS = (
 def values_with_origin(
     composed: DictConfig, overrides: list[str], axes: dict[str, Any], experiment: Optional[str], conf: Path
 ) -> dict[str, dict[str, Any]]:
-    """``{key: {"value", "origin"}}`` for every dial that has a value."""
+    """``{key: {"value", "origin"}}`` for every dial that counts: with ``train.max_steps`` the epochs do not."""
     raw = {group: OmegaConf.to_container(composed[group], resolve=False) for group in ("train", "scheduler")}
     typed = {override.lstrip("+~").split("=", 1)[0] for override in overrides}
     named = _experiment_keys(experiment, conf)
+    size_class = f"model size class {composed.model.size_class}"
     found = {}
     for key in DIALS:
         value = OmegaConf.select(composed, key)
-        if value is not None:
-            size = composed.model.size_class
-            origin = _origin(key, select(raw, key), typed, axes, named, size)
-            found[key] = {"value": value, "origin": origin}
+        if value is not None and (key != "train.num_train_epochs" or composed.train.max_steps is None):
+            origin = _origin(key, typed, axes, named)
+            found[key] = {"value": value, "origin": origin or _default(select(raw, key), size_class, composed)}
     return found
 
 
-def _origin(key: str, raw: Any, typed: set[str], axes: dict[str, Any], named: set[str], size: str) -> str:
+def _origin(key: str, typed: set[str], axes: dict[str, Any], named: set[str]) -> Optional[str]:
+    """Who set a key; None when nobody did."""
     group = key.split(".")[0]
     if key in axes or group in axes:
         return "sweep"
     if key in typed or group in typed:
         return "command line"
-    if key in named:
-        return "experiment"
-    if "model.recommended" in str(raw):
-        scaled = " x peft.learning_rate_factor" if "peft.learning_rate_factor" in str(raw) else ""
-        return f"model size class {size}{scaled}"
-    return "default"
+    return "experiment" if key in named else None
+
+
+def _default(raw: Any, size_class: str, composed: DictConfig) -> str:
+    """What a default follows: ``raw`` is the value as conf/ has it, before interpolation."""
+    if "model.recommended" not in str(raw):
+        return "default"
+    is_scaled = "peft.learning_rate_factor" in str(raw) and composed.peft.learning_rate_factor != 1
+    return f"{size_class} x peft.learning_rate_factor" if is_scaled else size_class
 
 
 def _experiment_keys(experiment: Optional[str], conf: Path) -> set[str]:

@@ -26,6 +26,10 @@ class Cell:
     overrides: list[str]  # the whole command line of the cell
     axes: list[str]  # which of its keys are axes
 
+    def label(self) -> str:
+        """Its values of the axes, as typed."""
+        return " ".join(item for item in self.overrides if item.split("=", 1)[0] in self.axes)
+
 
 def expand(context: HydraContext, master: DictConfig, arguments: list[str]) -> Iterator[Cell]:
     """Every cell: values typed on the command line first, then the sweep group's axes, then seeds.

@@ -19,20 +19,25 @@ def plan_cells(
     """Every cell checked and planned, by its overrides. Equal cells become one trial; all mistakes show at once."""
     trials: dict[tuple[str, ...], Trial] = {}
     seen: set[str] = set()
-    mistakes: list[str] = []
+    mistakes: dict[str, list[str]] = {}
     for cell in cells:
         try:
             trial = plan_cell(context, master, plans, cell.overrides)
         except (ConfigError, DataError) as error:
-            mistakes.append(f"{' '.join(cell.overrides)}: {error}" if len(cells) > 1 else str(error))
+            mistakes.setdefault(str(error), []).append(cell.label())
             continue
         if trial.id not in seen:
             seen.add(trial.id)
             trials[tuple(cell.overrides)] = trial
     if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+        raise ConfigError("\n".join(_told(error, labels, len(cells)) for error, labels in mistakes.items()))
     remember(plans, trials)
     return trials
+
+
+def _told(error: str, labels: list[str], num_cells: int) -> str:
+    """A mistake with the cells that make it; alone when all do."""
+    return error if len(labels) == num_cells else "\n".join(f"{label}: {error}" for label in labels)
 
 
 def remember(plans: Sweep, trials: dict[tuple[str, ...], Trial]) -> None:

@@ -14,9 +14,29 @@ CONTRADICTIONS = {
     "train.eval_steps=2.5": ["train.eval_steps=2.5"],
     "train.logging_steps=0": ["train.logging_steps=0"],
     "train.early_stopping_patience needs": ["train.early_stopping_patience=2", "train.load_best_model_at_end=false"],
-    "a loss is minimized": ["objective.direction=maximize"],
+    "eval/loss needs objective.direction=minimize": ["objective.direction=maximize"],
+    "eval/nats_per_byte needs objective.direction=minimize": [
+        "objective.metric=eval/nats_per_byte",
+        "objective.direction=maximize",
+    ],
     "needs objective.direction=maximize": ["objective.metric=eval/exact_match"],
     "dataset.verifiable_answers=true": [*FILES, "objective.metric=eval/exact_match", "objective.direction=maximize"],
+    "generation.exact_match_rows above 0": [
+        *("objective.metric=eval/exact_match/sort", "objective.direction=maximize", "generation.exact_match_rows=0"),
+    ],
+    "objective.metric=eval/los: not measured; did you mean 'eval/loss'": ["objective.metric=eval/los"],
+    "objective.metric=train/loss: not measured": ["objective.metric=train/loss"],
+    "eval/exact_match/sorting: not measured; did you mean 'eval/exact_match/sort'": [
+        "objective.metric=eval/exact_match/sorting"
+    ],
+    "model.attn_implementation=spda: no such name; did you mean 'sdpa'": ["model.attn_implementation=spda"],
+    "dataset.demo.num_train=many: must be a whole number": ["dataset.demo.num_train=many"],
+    "dataset.mixture.one.weight=-1.0: must be at least 0": ["dataset=mixture", "+dataset.mixture.one={weight: -1}"],
+    "dataset.mixture.one.columns.promt: no such key; did you mean 'prompt'": [
+        "dataset=mixture",
+        "+dataset.mixture.one={columns: {promt: question}}",
+    ],
+    "peft.lora_alpha=0: must be at least 1": ["peft=lora", "peft.lora_alpha=0"],
     "plain text has no assistant turns": [
         "dataset=text",
         "dataset.train_files=[x.jsonl]",

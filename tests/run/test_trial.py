@@ -55,6 +55,16 @@ def test_every_dial_has_an_origin(planned) -> None:
     assert values["scheduler.name"]["origin"] == "default"
 
 
+def test_the_learning_rate_names_the_adapters_factor_only_where_it_changes_it(planned) -> None:
+    origins = [planned(*peft).record.plan["values"]["train.learning_rate"]["origin"] for peft in ([], ["peft=lora"])]
+    assert origins == ["model size class tiny", "model size class tiny x peft.learning_rate_factor"]
+
+
+def test_epochs_are_no_dial_where_max_steps_decides(planned) -> None:
+    values = planned("train.max_steps=5").record.plan["values"]
+    assert "train.num_train_epochs" not in values and values["train.max_steps"]["value"] == 5
+
+
 def test_an_experiment_is_named_as_the_origin(planned, tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text("{}\n")
     overrides = ["experiment=llama3_1_8b_tutorial", "dataset.train_files=chat.jsonl"]
