@@ -285,7 +285,7 @@ def objective_of(config: Config, metrics: dict[str, Any]) -> Optional[float]:
 
 
 def save(trainer: ExperimentTrainer, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
-    """Model (or adapter) and tokenizer with its chat template, loadable by from_pretrained; checkpoints are deleted."""
+    """Model (or adapter) and tokenizer with its chat template, loadable by from_pretrained."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
     trainer.save_model(str(folder.model))
