@@ -294,7 +294,7 @@ class SweepConfig:
 
 @dataclass
 class ObjectiveConfig:
-    metric: str = MISSING  # a name from metrics.jsonl, e.g. eval/loss or eval/exact_match
+    metric: str = MISSING  # eval/loss, eval/nats_per_byte, eval/mean_token_accuracy or eval/exact_match
     direction: Direction = MISSING
 
 
