@@ -17,13 +17,14 @@ from omegaconf.errors import (
 )
 
 from sft_experiments import errors
-from sft_experiments.errors import ConfigError, SftError, nearest
+from sft_experiments.errors import ConfigError, MissingDependencyError, SftError, nearest
 from sft_experiments.plan.known_keys import KNOWN_KEYS, known_hint
 from sft_experiments.plan.old_names import todays_name
 from sft_experiments.plan.size import recommended_value, size_class_of
 from sft_experiments.schema import Config, HealthRuleConfig
 
 CONFIG_NAME = "config"
+LAUNCHER_EXTRAS = {"submitit": "slurm", "ray": "ray", "joblib": "joblib"}
 
 
 def conf_dir() -> Path:
@@ -144,9 +145,12 @@ def explain(error: Exception) -> SftError:
     return ConfigError(_explain_omegaconf(cause, message, str(error)))
 
 
-def _missing_option(error: MissingConfigException) -> ConfigError:
+def _missing_option(error: MissingConfigException) -> SftError:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
+    extra = next((extra for prefix, extra in LAUNCHER_EXTRAS.items() if option.startswith(prefix)), None)
+    if group == "hydra/launcher" and extra is not None:
+        return MissingDependencyError(f"{group}={option} needs pip install 'sft-experiments[{extra}]'")
     return ConfigError(f"{group}={option}: no such option{nearest(option, options)}; allowed: {', '.join(options)}")
 
 

@@ -89,6 +89,7 @@ def test_python_m_and_console_script_are_the_same_program() -> None:
         (["train", "--from", "nowhere", "-m"], "-m: --from takes only key=value changes"),
         (["train", "sweep=lr_x_batch"], "sweep=lr_x_batch: has no effect in a single run"),
         (["train", "sweep.num_seeds=3"], "sweep.num_seeds=3: has no effect in a single run"),
+        (["sweep", "hydra/launcher=submitit_slurm"], "needs pip install 'sft-experiments[slurm]'"),
         (["cache", "--clea"], "unrecognized arguments: --clea"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
-from sft_experiments.errors import ConfigError
+from sft_experiments.errors import ConfigError, MissingDependencyError
 from sft_experiments.training.packed_attention import AMPERE, PACKED, VARLEN_HEAD_SIZES, varlen_kernel
 
 _HOPPER = 9  # the major version that flash-attn 3 is for
@@ -29,6 +29,7 @@ def choose_attention(requested: str, packing: bool, device: str, model_config: P
     Raises ConfigError when packing cannot be safe for this model.
     """
     if requested != "auto":
+        _check_installed(requested)
         return Attention(requested, f"set by model.attn_implementation={requested}")
     config = model_config.get_text_config()
     mixes = _packing_obstacle(config)
@@ -44,6 +45,14 @@ def choose_attention(requested: str, packing: bool, device: str, model_config: P
         return Attention(PACKED, f"no padding, no dense mask: SDPA document by document ({obstacle})")
     kernel = "torch's varlen_attn" if device == "cuda" else "SDPA document by document"
     return Attention(PACKED, f"no padding, no dense mask: {kernel}")
+
+
+def _check_installed(requested: str) -> None:
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(requested)
+    if package is not None and find_spec(package) is None:
+        raise MissingDependencyError(
+            f"model.attn_implementation={requested} needs flash-attn: pip install 'sft-experiments[flash]'"
+        )
 
 
 def _model_class(config: PretrainedConfig) -> Any:

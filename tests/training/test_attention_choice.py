@@ -1,10 +1,12 @@
 """The attention is chosen for the model and device at hand, with its reason."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig
 
-from sft_experiments.errors import ConfigError
+from sft_experiments.errors import ConfigError, MissingDependencyError
 from sft_experiments.training import attention_choice
 from sft_experiments.training.attention_choice import choose_attention
 from sft_experiments.training.packed_attention import PACKED
@@ -48,3 +50,9 @@ def test_on_a_gpu_the_best_installed_kernel_is_taken_with_its_reason(monkeypatch
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     turing = choose_attention("auto", True, "cuda", config)
     assert turing.value == PACKED and "Ampere" in turing.reason
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_asking_for_flash_attention_without_it_names_the_extra() -> None:
+    with pytest.raises(MissingDependencyError, match=r"sft-experiments\[flash\]"):
+        choose_attention("flash_attention_2", False, "cuda", LlamaConfig())
