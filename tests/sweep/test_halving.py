@@ -2,8 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -51,9 +50,18 @@ def test_the_winner_is_the_grids_and_the_others_stop_at_the_rung_with_a_checkpoi
         assert promoted.weights(rate) == quiet.weights(rate)
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_halving_goes_on_with_the_same_decisions_after_an_interruption(
-    sweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote = halving.promote
 
