@@ -67,7 +67,7 @@ class Overlong(str, Enum):
 
     drop = "drop"
     truncate = "truncate"  # keep the start; the answer loses its end token
-    split = "split"  # type: ignore[assignment]  # hides str.split, which nobody calls on a setting  # cut into pieces of max_length
+    split = "split"  # type: ignore[assignment]  # cut into pieces of max_length; hides str.split, unused on a setting
 
 
 class PackingStrategy(str, Enum):

@@ -193,3 +193,17 @@ def test_an_error_of_the_worker_keeps_its_exit_code(sft, tmp_path: Path, content
     assert done.returncode == 3, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.config.hidden_size=63"], "model.config: "),
+        (["peft=lora", "peft.target_modules=nope"], "peft.target_modules=nope: "),
+    ],
+)
+def test_what_only_the_model_can_refuse_is_still_one_line(sft, overrides: list[str], told: str) -> None:
+    done = sft("train", *SMALL_DEMO, "train.max_steps=1", "logger=none", *overrides)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

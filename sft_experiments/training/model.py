@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError
@@ -32,8 +33,9 @@ def architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
             return AutoConfig.for_model(
                 values.pop("model_type", "llama"), **values, **special, pad_token_id=tokenizer.pad_token_id
             )
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.config: {first_line(error)}") from error
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"model.config: {reason}") from error
     try:
         return AutoConfig.from_pretrained(
             model.name, revision=model.revision, trust_remote_code=model.trust_remote_code

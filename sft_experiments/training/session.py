@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from sft_experiments.data.fingerprint import default_cache_dir
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.summary import print_summary
-from sft_experiments.errors import DataError, TrainingFailed
+from sft_experiments.errors import ConfigError, DataError, TrainingFailed
 from sft_experiments.monitor.callback import MonitorCallback
 from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.flops import peak_flops, training_flops_per_token
@@ -38,7 +38,7 @@ from sft_experiments.training.model_gate import check_loaded_model
 from sft_experiments.training.packed_attention import register_packed_attention
 from sft_experiments.training.packing_probe import check_packing
 from sft_experiments.training.schedule import planned_learning_rates
-from sft_experiments.training.tokenizer import load_tokenizer
+from sft_experiments.training.tokenizer import first_line, load_tokenizer
 from sft_experiments.training.trainer_class import ExperimentTrainer
 
 EARLY_STOPPING_RULE = "eval_loss_rising"
@@ -206,15 +206,20 @@ def build_trainer(
 ) -> ExperimentTrainer:
     """SFTTrainer with prepared data and our callbacks."""
     arguments = training_arguments(config, record.plan, batch_of(record), steps, folder, resumes)
-    trainer = ExperimentTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=tokenizer,
-        peft_config=adapter_config(config),
-        callbacks=callbacks(config, steps, monitor, stop, rung_of(config, record, steps)),
-    )
+    try:
+        trainer = ExperimentTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=tokenizer,
+            peft_config=adapter_config(config),
+            callbacks=callbacks(config, steps, monitor, stop, rung_of(config, record, steps)),
+        )
+    except ValueError as error:
+        if config.peft.method is PeftMethod.none or "Target modules" not in str(error):
+            raise
+        raise ConfigError(f"peft.target_modules={config.peft.target_modules}: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     record.plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
     print(f"steps: {steps_line(record.plan['steps'])}")
