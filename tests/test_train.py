@@ -99,6 +99,13 @@ def test_the_saved_weights_are_those_of_the_best_checkpoint(trained: Path) -> No
         assert torch.equal(left, right), name
 
 
+def test_checkpoints_of_a_completed_run_hold_weights_but_nothing_that_only_resuming_needs(trained: Path) -> None:
+    (kept, *_) = sorted((trained / "checkpoints").glob("checkpoint-*"))
+    names = {file.name for file in kept.iterdir()}
+    assert "model.safetensors" in names and "trainer_state.json" in names
+    assert not names & {"optimizer.pt", "scheduler.pt", "complete.json", "rng_state.pth"}
+
+
 def test_samples_hold_prompt_reference_and_answer(trained: Path) -> None:
     samples = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
     assert {sample["step"] for sample in samples} >= {0, 60}

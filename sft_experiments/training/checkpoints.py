@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME
 
 from sft_experiments.run.files import write_json_atomically
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)$")
+ONLY_FOR_RESUMING = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, "rng_state*.pth")
 
 
 class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
@@ -56,6 +58,17 @@ def why_incomplete(folder: Path) -> Optional[str]:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
     return None
+
+
+def drop_training_state(root: Path) -> None:
+    """Leave the weights of a finished run's checkpoints and delete what only resuming needs: two thirds of the bytes.
+
+    The marker goes first, so that a run that is killed meanwhile does not take the rest for something to resume from.
+    """
+    for folder in checkpoint_folders(root):
+        for pattern in (MARKER, *ONLY_FOR_RESUMING):
+            for file in folder.glob(pattern):
+                file.unlink()
 
 
 def checkpoint_folders(root: Path) -> list[Path]:

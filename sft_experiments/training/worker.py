@@ -32,6 +32,7 @@ from sft_experiments.run.lock import hold
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.schema import Config
 from sft_experiments.training.cadence import StopOnSignal
+from sft_experiments.training.checkpoints import drop_training_state
 from sft_experiments.training.environment import describe_environment
 from sft_experiments.training.session import train_in_folder
 
@@ -79,6 +80,8 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         record.notes = list(dict.fromkeys(record.notes))  # a resumed run meets some of them again
         record.timings["total"] = round(record.timings.get("total", 0.0) + time.monotonic() - started, 3)
         record.write(folder)
+        if record.status is Status.completed:
+            drop_training_state(folder.checkpoints)
         return code
 
 
