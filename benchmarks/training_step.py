@@ -1,19 +1,26 @@
 """C3: training steps on packed chats, against TRL with the same settings, TRL tuned by hand, and the plain HF Trainer.
 
 Every contender trains the same documents once. ``python -m benchmarks.training_step`` writes
-benchmarks/results/training_step.json and prints the table. Before anything is timed, an equality gate: same loss, same
-gradient norm and same number of tokens as TRL, and no document may see another.
+benchmarks/results/training_step.json and prints the table. ``--litgpt PYTHON`` adds LitGPT, which wants an environment
+of its own (``python -m venv litgpt && litgpt/bin/pip install torch litgpt``; its interpreter is PYTHON). Before
+anything is timed, an equality gate: same loss, same gradient norm and same number of tokens as TRL, and no document may
+see another.
 """
 
 import argparse
+import json
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import (
     LlamaConfig,
@@ -29,6 +36,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from benchmarks.harness import cpu_seconds, measure, table, write_result
+from benchmarks.processes import REPOSITORY
 from sft_experiments.training.packed_attention import PACKED
 from sft_experiments.training.trainer_class import ExperimentTrainer
 
@@ -71,6 +79,8 @@ SLOW = {
     "TRL, packed, batch 4",
     "TRL, unpacked, batch 8",
 }
+LITGPT = {"LitGPT, batch 8": 8, "LitGPT, batch 8, one by one": 1}  # rows of a micro-batch; it cannot pack
+GATE_ROWS = 4  # whose loss before training LitGPT must give too
 SAME = ("ours, packed, batch 2", "TRL, packed, batch 2")
 
 
@@ -198,7 +208,35 @@ def check_no_leak(model: LlamaForCausalLM) -> None:
     assert torch.equal(*logits), "a document sees another"
 
 
-def run_case(size: str, bf16: bool, length: int, repeats: int, names: list[str]) -> dict[str, Any]:
+class LitGPT:
+    """The peer that trains in a Python of its own: its files, and its epochs."""
+
+    def __init__(self, interpreter: str, folder: Path, size: str, bf16: bool, documents: Dataset) -> None:
+        self.interpreter, self.folder, self.versions = interpreter, folder, set[str]()
+        model = build_model(size, "sdpa")
+        self.job = {**model.config.to_dict(), "bf16": bf16, "batch": 8}
+        save_file({name: weight.detach() for name, weight in model.named_parameters()}, folder / "model.safetensors")
+        (folder / "rows.json").write_text(json.dumps(documents.to_list()))
+        (folder / "tokenizer.json").write_text(build_tokenizer().backend_tokenizer.to_str())
+        first = DataCollatorForLanguageModeling(pad_token_id=0)(documents.select(range(GATE_ROWS)).to_list())
+        with torch.no_grad():
+            self.loss = model(**first).loss.item()
+
+    def epoch(self, micro_batch: int) -> tuple[float, float]:
+        """Its CPU and wall seconds. Raises AssertionError when it trains another model or other labels."""
+        (self.folder / "job.json").write_text(json.dumps({**self.job, "micro_batch": micro_batch}))
+        command = [self.interpreter, "-m", "benchmarks.litgpt_step", str(self.folder)]
+        variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        output = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
+        told = json.loads(output.splitlines()[-1])
+        assert abs(told["first_loss"] - self.loss) < (2e-2 if self.job["bf16"] else 1e-5), (told, self.loss)
+        self.versions.add(told["version"])
+        return told["cpu"], told["wall"]
+
+
+def run_case(
+    size: str, bf16: bool, length: int, repeats: int, names: list[str], litgpt: str | None = None
+) -> dict[str, Any]:
     documents = build_documents(SIZES[size][-1], length)
     tokens = sum(len(ids) for ids in documents["input_ids"])
     with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +247,9 @@ def run_case(size: str, bf16: bool, length: int, repeats: int, names: list[str])
         gate = check_equality(size, bf16, build)
         selected = {name: CONTENDERS[name] for name in names}
         works = {name: epoch(lambda how=how: build(how)) for name, how in selected.items()}  # type: ignore[misc]
+        if litgpt:
+            peer = LitGPT(litgpt, Path(folder), size, bf16, documents)
+            works |= {name: lambda rows=rows: peer.epoch(rows) for name, rows in LITGPT.items()}  # type: ignore[misc]
         measured = measure(works, repeats)
     rates = {name: tokens / result.cpu_median for name, result in measured.items()}
     best = max((name for name in rates if not name.startswith("ours")), key=rates.__getitem__)
@@ -218,6 +259,7 @@ def run_case(size: str, bf16: bool, length: int, repeats: int, names: list[str])
         "tokens": tokens,
         "documents": len(documents),
         "equality": gate,
+        "litgpt": sorted(peer.versions) if litgpt else None,
         "tokens_per_cpu_second": rates,
         "times_same_settings": rates[SAME[0]] / rates[SAME[1]],
         "best_peer": best,
@@ -243,6 +285,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--length", type=int, default=1024, help="tokens of a packed row")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--litgpt", metavar="PYTHON", help="an interpreter with LitGPT: adds it to the peers")
     parser.add_argument("--name", default="training_step", help="of the result file")
     parser.add_argument("--few", action="store_true", help="without the settings of TRL that are slow at every size")
     options = parser.parse_args()
@@ -251,7 +294,7 @@ def main() -> None:
     cases = []
     for size in options.sizes:
         for dtype in options.dtypes:
-            cases.append(run_case(size, dtype == "bf16", options.length, options.repeats, names))
+            cases.append(run_case(size, dtype == "bf16", options.length, options.repeats, names, options.litgpt))
             print_case(cases[-1])
             write_result(options.name, {"length": options.length, "repeats": options.repeats, "cases": cases})
 
