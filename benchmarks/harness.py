@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "hydra-core", "optuna", "litgpt")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "hydra-core", "optuna", "submitit")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ python -m benchmarks.hydra_trl -m model=... data=... output=... learning_rate=1e
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from benchmarks.world import Job
+from benchmarks.world import Job, World
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Settings:
     learning_rate: float = Job.learning_rate
     max_length: int = Job.max_length
     device: str = Job.device
+    default_sweep: bool = False  # train as the embedded default does (benchmarks/default_sweep.py)
 
 
 ConfigStore.instance().store("settings", Settings)
@@ -29,10 +31,13 @@ ConfigStore.instance().store("settings", Settings)
 
 @hydra.main(version_base="1.3", config_path=None, config_name="settings")
 def main(settings: Settings) -> float:
+    from benchmarks.default_sweep import peer_changes, training_rows
     from benchmarks.plain_trl import train
 
     values = asdict(OmegaConf.to_object(settings))  # type: ignore[call-overload]
     values["output"] += f"/{settings.learning_rate}-{settings.batch}"
+    if values.pop("default_sweep"):
+        values["changes"] = peer_changes(settings.batch, training_rows(World(Path(settings.data).parent)))
     return train(**values)
 
 

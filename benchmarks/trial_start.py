@@ -2,14 +2,17 @@
 
 ``python -m benchmarks.trial_start``. Ready means that the worker is imported and torch's threads are set. CPU seconds
 of the new process so far and of this one; wall from the request. Gate: each process draws the same numbers from the
-same seed. The fork server's own imports, once per sweep, are given apart.
+same seed. The fork server's own imports, once per sweep, are given apart. A local job of submitit, as Slurm users start
+them, takes part where submitit is installed (``pip install 'sft-experiments[slurm]'``).
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -18,14 +21,14 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.harness import measure, table, write_result
+from benchmarks.harness import Measurement, measure, table, write_result
 from benchmarks.processes import REPOSITORY
 from sft_experiments.run.launch import worker_environment
 from sft_experiments.sweep.starter import warm_up
 
 CHILD = "--child"
 TARGET_SECONDS, TARGET_TIMES = 0.1, 40.0
-OURS, PEERS = "warm starter", ("spawned process", "fresh command")
+OURS, SUBMITIT = "warm starter", "submitit, local"
 _probes: set[float] = set()
 
 
@@ -69,6 +72,27 @@ def start_command() -> tuple[float, float]:
     return seconds(json.loads(output.splitlines()[-1]), own)
 
 
+def start_by_submitit(folder: Path) -> Callable[[], tuple[float, float]]:
+    """The job's own process is counted, the controller that submitit puts above it is not."""
+    import submitit
+
+    executor = submitit.AutoExecutor(folder, cluster="local")
+    executor.update_parameters(timeout_min=5)
+
+    def start() -> tuple[float, float]:
+        own, requested = time.process_time(), time.perf_counter()
+        job = executor.submit(ready, requested)
+        return seconds(job.result(), time.process_time() - own)
+
+    return start
+
+
+def peers(folder: Path) -> dict[str, Callable[[], tuple[float, float]]]:
+    """Those that are installed."""
+    always = {"spawned process": start_by("spawn"), "fresh command": start_command}
+    return always | ({SUBMITIT: start_by_submitit(folder)} if importlib.util.find_spec("submitit") else {})
+
+
 def seconds(answer: dict[str, float], own: float) -> tuple[float, float]:
     _probes.add(answer["probe"])
     return own + answer["cpu"], answer["wall"]
@@ -83,25 +107,32 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="another folder for the result")
     options = parser.parse_args()
     warm_up(1)
-    starters = {OURS: start_by("forkserver"), PEERS[0]: start_by("spawn"), PEERS[1]: start_command}
-    starters[OURS]()  # waits until the server has imported what it preloads
-    used = psutil.Process(forkserver._forkserver._forkserver_pid).cpu_times()  # type: ignore[attr-defined]
-    measured = measure(starters, options.repeats, warmup=0)
+    with tempfile.TemporaryDirectory() as folder:
+        starters = {OURS: start_by("forkserver"), **peers(Path(folder))}
+        starters[OURS]()  # waits until the server has imported what it preloads
+        measured = measure(starters, options.repeats, warmup=0)
     assert len(_probes) == 1, _probes
-    cpu = {name: result.cpu_median for name, result in measured.items()}
+    report(options.repeats, measured, options.results)
+
+
+def report(repeats: int, measured: dict[str, Measurement], results: Path | None) -> None:
+    """Write the result and print the table."""
+    cpu = {name: one.cpu_median for name, one in measured.items()}
+    others = [name for name in cpu if name != OURS]
+    used = psutil.Process(forkserver._forkserver._forkserver_pid).cpu_times()  # type: ignore[attr-defined]
     result = {
         "id": "C9",
-        "repeats": options.repeats,
+        "repeats": repeats,
         "once_cpu_seconds": used.user + used.system,
         "cpu_seconds": cpu,
-        "wall_seconds": {name: result.wall_median for name, result in measured.items()},
-        "times": {name: cpu[name] / cpu[OURS] for name in PEERS},
+        "wall_seconds": {name: one.wall_median for name, one in measured.items()},
+        "times": {name: cpu[name] / cpu[OURS] for name in others},
         "target_seconds": TARGET_SECONDS,
-        "targets": dict.fromkeys(PEERS, TARGET_TIMES),
-        "runs": {name: result.as_dict() for name, result in measured.items()},
+        "targets": dict.fromkeys(others, TARGET_TIMES),
+        "runs": {name: one.as_dict() for name, one in measured.items()},
     }
-    write_result("trial_start", result, options.results)
-    rows = [(name, cpu[name], measured[name].wall_median, cpu[name] / cpu[OURS]) for name in starters]
+    write_result("trial_start", result, results)
+    rows = [(name, cpu[name], measured[name].wall_median, cpu[name] / cpu[OURS]) for name in measured]
     print(table(("start", "CPU s", "wall s", "times ours"), rows))
     print(f"the fork server's imports, once per sweep: {result['once_cpu_seconds']:.1f} CPU s")
 
