@@ -1,8 +1,7 @@
 """Memory of this process: the accelerator's allocator when there is one, and the host's resident set."""
 
+import os
 from pathlib import Path
-
-import psutil
 
 from sft_experiments.monitor.events import Event
 
@@ -12,6 +11,8 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 def measure_memory() -> Event:
     """``memory/*`` in GiB. The peak is that since the call before."""
+    import psutil  # late: `sft plan` asks only for the capacity
+
     memory = {"memory/host_rss_gib": psutil.Process().memory_info().rss / GIB}
     return memory | _device_memory()
 
@@ -27,7 +28,8 @@ def memory_capacity_gib(device: str) -> float:
 
 def host_capacity_gib() -> float:
     """Memory of the host, or the container's share of it. Imports nothing heavy."""
-    return min(float(psutil.virtual_memory().total), _container_limit()) / GIB
+    installed = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(installed, _container_limit()) / GIB
 
 
 def _device_memory() -> Event:

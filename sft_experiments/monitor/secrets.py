@@ -32,7 +32,11 @@ def is_secret_name(name: str) -> bool:
 
 def redact_text(text: str) -> str:
     """``text`` with every secret replaced by ``<redacted>``."""
-    for value in _environment_secrets():
+    return _redact_text(text, _environment_secrets())
+
+
+def _redact_text(text: str, secrets: list[str]) -> str:
+    for value in secrets:
         text = text.replace(value, MASK)
     text = _URL_USER.sub(MASK, _SHAPES.sub(MASK, text))
     return _ASSIGNMENT.sub(_redact_assignment, text)
@@ -40,12 +44,16 @@ def redact_text(text: str) -> str:
 
 def redact(content: Any, name: str = "") -> Any:
     """A copy of nested dicts, lists and scalars without secrets; keys named like a secret lose their value."""
+    return _redact(content, name, _environment_secrets())
+
+
+def _redact(content: Any, name: str, secrets: list[str]) -> Any:
     if isinstance(content, dict):
-        return {key: redact(value, str(key)) for key, value in content.items()}
+        return {key: _redact(value, str(key), secrets) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [redact(value, name) for value in content]
+        return [_redact(value, name, secrets) for value in content]
     if isinstance(content, str):
-        return MASK if content and is_secret_name(name) else redact_text(content)
+        return MASK if content and is_secret_name(name) else _redact_text(content, secrets)
     return content
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_experiments.monitor.secrets import redact
-from sft_experiments.monitor.trackers import RunIdentity, Trackers
+from sft_experiments.monitor.trackers import RunIdentity
+from sft_experiments.monitor.trackers.fan_out import Trackers
 from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
 from sft_experiments.schema import LoggerConfig
 

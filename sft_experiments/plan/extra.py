@@ -1,6 +1,7 @@
 """train.extra reaches every SFTConfig field that we do not own. Its names are read without importing trl."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
@@ -108,14 +109,19 @@ def sft_config_fields() -> frozenset[str]:
 @lru_cache
 def upstream_choices(file: str, enum: str) -> tuple[str, ...]:
     """The values of a string enum of the installed transformers, e.g. the names of its optimizers."""
-    tree = ast.parse(_source("transformers", file).read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == enum]
     return tuple(
         str(statement.value.value)
-        for node in classes
-        for statement in node.body
+        for statement in _class_body(_source("transformers", file), enum)
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
     )
+
+
+def _class_body(file: Path, name: str) -> list[ast.stmt]:
+    """The statements of a class. Parsed up to the next class or function only: a whole module may take 20 ms."""
+    text = file.read_text(encoding="utf-8")
+    found = re.search(rf"^class {name}\b.*?(?=^class |^def |^@|\Z)", text, re.MULTILINE | re.DOTALL)
+    parsed = ast.parse(found.group()).body[0] if found else None
+    return parsed.body if isinstance(parsed, ast.ClassDef) else []
 
 
 def _source(package: str, file: str) -> Path:
@@ -126,11 +132,8 @@ def _source(package: str, file: str) -> Path:
 
 
 def _annotated(file: Path, class_name: str) -> list[str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
     return [
         statement.target.id
-        for node in classes
-        for statement in node.body
+        for statement in _class_body(file, class_name)
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     ]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Optional
 
 from sft_experiments.errors import ConfigError
+from sft_experiments.monitor.memory import host_capacity_gib
 from sft_experiments.plan.batch import AUTO, BatchPlan, divisors
 from sft_experiments.plan.device import Choice, gpus
 from sft_experiments.plan.facts import DataFacts, data_facts
@@ -40,8 +41,6 @@ def device_memory(plan: "Plan") -> Optional[float]:
     """Bytes of the smallest visible GPU; on the CPU those of the machine or container."""
     if plan.device.value == "cuda":
         return min(gpu.memory_gib for gpu in gpus()) * GIB
-    from sft_experiments.monitor.memory import host_capacity_gib  # psutil, which is not needed with a GPU
-
     return host_capacity_gib() * GIB
 
 

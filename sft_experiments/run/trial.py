@@ -78,7 +78,7 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
     identity = trial_id(config, plan.precision.value, content)
-    origins = values_with_origin(composed, request.overrides, request.axes, request.experiment, conf_dir())
+    origins = values_with_origin(composed, config, request.overrides, request.axes, request.experiment, conf_dir())
     label = label_of(request.axes)
     record = Record(
         trial_id=identity,

@@ -1,10 +1,12 @@
 """A cell that differs from another in values only is put together without Hydra, and is the same as with it."""
 
+import pytest
 from omegaconf import OmegaConf
 
 from sft_experiments.compose import from_plain, to_config, to_plain
 from sft_experiments.composition import composed
-from sft_experiments.sweep.cells import compose_cell
+from sft_experiments.errors import ConfigError
+from sft_experiments.sweep.cells import compose_cell, expand
 
 CELLS = [
     ["train.learning_rate=1e-4", "train.effective_batch_size=16"],
@@ -22,6 +24,35 @@ def test_the_shortcut_gives_what_hydra_gives() -> None:
             slow = composition.context.config_loader.load_sweep_config(composition.master, overrides)
             assert to_config(quick) == to_config(slow)
             assert quick.hydra.runtime.choices == slow.hydra.runtime.choices
+
+
+SWEEPS = [
+    ["train.learning_rate=1e-4,2e-4", "train.effective_batch_size=4,8"],
+    ["scheduler=linear,cosine", "train.seed=1,2"],
+    ["peft=lora", "peft.r=4,8", "dataset.demo={num_train: 60}", "name=x"],
+    ["sweep=lr_x_batch", "sweep.num_seeds=2", "train.learning_rate=choice(1e-4)", "train.seed=5"],
+    ["dataset.demo={num_train: 60}", "dataset.demo.num_train=70,80", "model.config.hidden_size=32"],
+    ["+train.extra.bf16_full_eval=true", "train.extra.bf16_full_eval=true,false", "experiment=demo_grid"],
+    ["train.seed=1", "train.seed=2,3", "scheduler=linear", "scheduler=cosine"],
+]
+
+
+@pytest.mark.parametrize("typed", SWEEPS, ids=" ".join)
+def test_every_cell_of_a_sweep_is_what_hydra_composes_for_it(typed: list[str]) -> None:
+    with composed(["-m", *typed]) as composition:
+        cells = list(expand(composition.context, composition.master, typed))
+        assert len(cells) > 1
+        for cell in cells:
+            quick = compose_cell(composition.context, composition.master, cell.overrides)
+            slow = composition.context.config_loader.load_sweep_config(composition.master, cell.overrides)
+            assert to_config(quick) == to_config(slow)
+            assert quick.hydra.runtime.choices == slow.hydra.runtime.choices
+
+
+def test_a_cell_that_is_put_together_refuses_what_hydra_refuses() -> None:
+    for mistake in ("train.learning_rte=1,2", "train.learning_rate=slow,fast"):
+        with pytest.raises(ConfigError, match=r"train\.learning_r"), composed(["-m", mistake]) as composition:
+            list(expand(composition.context, composition.master, [mistake]))
 
 
 def test_a_config_read_from_its_typed_groups_equals_one_read_through_the_schema() -> None:

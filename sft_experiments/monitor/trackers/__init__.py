@@ -2,28 +2,18 @@
 
 from dataclasses import asdict
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_experiments.errors import ConfigError, nearest
 from sft_experiments.monitor.secrets import redact
-from sft_experiments.monitor.trackers.fan_out import Trackers
-from sft_experiments.monitor.trackers.tensorboard_tracker import TensorBoardTracker
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Tracker
-from sft_experiments.monitor.trackers.trackio_tracker import TrackioTracker
-from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import Config
 
-__all__ = [
-    "OURS",
-    "UPSTREAM",
-    "RunIdentity",
-    "Tracker",
-    "Trackers",
-    "build_trackers",
-    "flat_settings",
-    "upstream_names",
-]
+if TYPE_CHECKING:
+    from sft_experiments.monitor.trackers.fan_out import Trackers
+
+__all__ = ["OURS", "UPSTREAM", "RunIdentity", "Tracker", "build_trackers", "flat_settings", "upstream_names"]
 
 OURS = ("tensorboard", "wandb", "trackio")
 UPSTREAM = (
@@ -33,8 +23,10 @@ UPSTREAM = (
 """Trackers that transformers writes to itself (``report_to``): they see its own names and are not isolated."""
 
 
-def build_trackers(config: Config, folder: RunFolder, identity: RunIdentity) -> Trackers:
+def build_trackers(config: Config, folder: RunFolder, identity: RunIdentity) -> "Trackers":
     """Start the trackers that ``logger.trackers`` names. Returns at once; they start in their own threads."""
+    from sft_experiments.monitor.trackers.fan_out import Trackers  # late: a plan only checks names
+
     check_names(config.logger.trackers)
     trackers = Trackers(
         [_build(name, config, folder) for name in config.logger.trackers if name in OURS],
@@ -73,8 +65,15 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _build(name: str, config: Config, folder: RunFolder) -> Tracker:
+    """Each kind imports libraries of its own."""
     if name == "tensorboard":
+        from sft_experiments.monitor.trackers.tensorboard_tracker import TensorBoardTracker
+
         return TensorBoardTracker(folder.tensorboard)
     if name == "wandb":
+        from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
+
         return WandbTracker(config.logger.wandb, folder.wandb, config.logger.finish_seconds)
+    from sft_experiments.monitor.trackers.trackio_tracker import TrackioTracker
+
     return TrackioTracker(config.logger.project)
