@@ -39,12 +39,12 @@ BASE_OF = {name: next(iter(group)) for group in (OURS, SCRIPTS) for name in grou
 def timed_work(folder: str, log: str, threads: int, devices: Optional[str]) -> None:
     """The child of the fork server, and what it used."""
     try:
-        starter._work(folder, log, threads, devices)
+        starter._work(folder, log, threads, devices, ranks=1, sweep=0)
     finally:
         (Path(folder) / "cpu.json").write_text(json.dumps(time.process_time()))
 
 
-def start_timed(folder: RunFolder, threads: int, devices: Optional[str] = None) -> Any:
+def start_timed(folder: RunFolder, threads: int, devices: Optional[str] = None, ranks: int = 1) -> Any:
     context = starter.multiprocessing.get_context("forkserver")
     process = context.Process(target=timed_work, args=(str(folder.path), str(folder.log), threads, devices))
     process.start()

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sft_experiments.plan.batch import BatchPlan, StepPlan, plan_batch
-from sft_experiments.plan.device import Choice, resolve_device, resolve_precision, resolve_threads
+from sft_experiments.plan.device import Choice, check_device_count, resolve_device, resolve_precision, resolve_threads
 from sft_experiments.plan.fit import auto_batch
 from sft_experiments.plan.guidance import outside_range
 from sft_experiments.schema import Config, Precision
@@ -35,6 +35,7 @@ class Plan:
 def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
     """Derive batch split, device, precision and threads. Raises ``ConfigError`` for what cannot be."""
     device = resolve_device(config.compute.device)
+    check_device_count(device.value, config.compute.num_devices)
     plan = Plan(
         batch=plan_batch(
             config.train.effective_batch_size, config.train.per_device_train_batch_size, config.compute.num_devices

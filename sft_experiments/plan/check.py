@@ -70,11 +70,11 @@ def _watching(config: Config) -> Iterator[str]:
 
 
 def _combinations(config: Config) -> Iterator[str]:
-    scheduler, train = config.scheduler, config.train
+    scheduler, train, devices = config.scheduler, config.train, config.compute.num_devices
     if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
         yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
-    if config.compute.num_devices > 1:
-        yield f"compute.num_devices={config.compute.num_devices}: training on several devices is not offered yet"
+    if devices > 1 and not config.compute.isolate:
+        yield f"compute.isolate=false trains in this process, which is one: not with compute.num_devices={devices}"
     if config.model.source is ModelSource.random and not config.model.config:
         yield "model.source=random needs model.config (transformers config keys, e.g. model_type, hidden_size)"
     for key in ("r", "lora_alpha"):

@@ -54,6 +54,18 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in found if str(gpu.index) in visible.split(","))
 
 
+def first_gpus(count: int) -> str:
+    """CUDA_VISIBLE_DEVICES of a run with so many devices: with more, torch would spread one process over all."""
+    return ",".join(str(gpu.index) for gpu in gpus()[:count])
+
+
+def check_device_count(device: str, count: int) -> None:
+    """Raise ``ConfigError`` for more devices than there are. On the CPU they are processes."""
+    there = {"cuda": len(gpus()), "mps": 1}.get(device, count)
+    if count > there:
+        raise ConfigError(f"compute.num_devices={count}: this machine has {there} visible {device} device(s)")
+
+
 @lru_cache
 def cpu_flags() -> frozenset[str]:
     """Instruction sets of this CPU; empty where /proc/cpuinfo does not exist."""

@@ -6,8 +6,19 @@ import subprocess
 import sys
 
 from sft_experiments.errors import RunFolderError, TrainingFailed
+from sft_experiments.plan.device import first_gpus
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.lock import is_held
+from sft_experiments.run.ranks import (
+    ENVIRONMENT,
+    WORKER,
+    await_ranks,
+    first_failure,
+    folder_of,
+    last_words,
+    num_ranks,
+    rank_command,
+)
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.run.retry import advise_on_memory, smaller_batch
 from sft_experiments.run.trial import Trial
@@ -49,20 +60,32 @@ def _attempt(trial: Trial) -> tuple[Record, int]:
 
 def _in_own_process(trial: Trial) -> int:
     """Start a worker, pass Ctrl-C on to it by waiting, and return its exit code (negative: a signal)."""
-    command = [sys.executable, "-m", "sft_experiments.training.worker", str(trial.folder.path)]
-    environment = {**worker_environment(trial.plan.threads), LAUNCHER_VARIABLE: str(os.getpid())}
-    process = subprocess.Popen(command, env=environment)
+    ranks = trial.plan.batch.num_devices
+    command = [sys.executable, "-m", WORKER, str(trial.folder.path)]
+    if ranks > 1:
+        command = rank_command(trial.folder, ranks)
+    environment = {**worker_environment(trial.plan.threads, ranks), LAUNCHER_VARIABLE: str(os.getpid())}
+    if trial.plan.device.value == "cuda":
+        environment["CUDA_VISIBLE_DEVICES"] = first_gpus(ranks)
+    with trial.folder.log.open("a") as log:  # of several ranks, only the first has the terminal
+        process = subprocess.Popen(command, env=environment, stderr=log if ranks > 1 else None)
+    stopped = signal.SIGTERM
     while True:
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:  # the terminal sent it to the worker too, which saves and exits
+            stopped = signal.SIGINT
             continue
+        preempted = ranks > 1 and read_record(trial.folder).status is Status.preempted
+        return 128 + stopped if preempted else code  # the ranks' launcher tells only good from bad
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Environment of a worker: no more threads than planned, idle ones asleep, no telemetry."""
+def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
+    """Environment of a worker: no more threads than planned (shared by its ranks), idle ones asleep, no telemetry."""
     ours = {
-        "OMP_NUM_THREADS": str(threads),
+        **(ENVIRONMENT if ranks > 1 else {}),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counts, and so our plans
+        "OMP_NUM_THREADS": str(max(1, threads // ranks)),
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -73,17 +96,43 @@ def worker_environment(threads: int) -> dict[str, str]:
 def settle(folder: RunFolder, exit_code: int) -> Record:
     """The final record of a worker that has ended; a worker that died without a word is recorded here."""
     record = read_record(folder)
-    if record.status not in {Status.pending, Status.running}:
+    if (ranks := num_ranks(record)) > 1:
+        await_ranks(folder, ranks)
+        return settle_ranks(folder, exit_code, ranks)
+    if record.status in {Status.pending, Status.running}:
+        _record_death(record, folder, exit_code, "the worker process", log_tail(folder))
+    return record
+
+
+def settle_ranks(folder: RunFolder, exit_code: int, ranks: int) -> Record:
+    """The same for several ranks: what the one that failed first died of, whatever the others made of its end."""
+    record, cause = read_record(folder), first_failure(folder, ranks) if exit_code > 0 else None
+    if record.status in {Status.completed, Status.pruned}:
         return record
+    tail = last_words(folder, ranks).splitlines()[-LOG_TAIL_LINES:]
+    if cause is None:
+        if record.status in {Status.pending, Status.running}:
+            _record_death(record, folder, exit_code, "the launcher of the ranks", tail)
+        return record
+    rank, code = cause
+    own = read_record(folder_of(folder, rank)) if folder_of(folder, rank).record.is_file() else record
+    if code > 0 and own.failure is not None:
+        record.status, record.failure = own.status, own.failure
+        record.write(folder)
+    else:
+        _record_death(record, folder, code, f"rank {rank}", tail)
+    return record
+
+
+def _record_death(record: Record, folder: RunFolder, exit_code: int, who: str, tail: list[str]) -> None:
+    """A process ended without a word about why."""
     record.status = Status.killed if exit_code < 0 else Status.failed
     kind = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
     hint = "; the system kills the largest process when memory runs out" if kind == "SIGKILL" else ""
-    tail = log_tail(folder)
-    last_words = f": {tail[-1].strip()}" if exit_code > 0 and tail else ""
-    record.failure = Failure(kind, f"the worker process ended with {kind}{hint}{last_words}", tail)
+    said = f": {tail[-1].strip()}" if exit_code > 0 and tail else ""
+    record.failure = Failure(kind, f"{who} ended with {kind}{hint}{said}", tail)
     record.finished_at = utc_now()
     record.write(folder)
-    return record
 
 
 def log_tail(folder: RunFolder, lines: int = LOG_TAIL_LINES) -> list[str]:

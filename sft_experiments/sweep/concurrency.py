@@ -21,7 +21,10 @@ class Slot:
 
 
 def concurrent_trials(master: DictConfig, cells: int) -> int:
-    """One trial per GPU (or per group of them); on CPU one per core for tiny models, fewer for larger ones."""
+    """One trial per GPU (or per group of them); on CPU one per core for tiny models, fewer for larger ones.
+
+    A trial with several ranks on the CPU takes the cores of each.
+    """
     configured: Optional[int] = master.sweep.concurrent_trials
     if configured is not None:
         if configured < 1:
@@ -35,7 +38,8 @@ def concurrent_trials(master: DictConfig, cells: int) -> int:
 def _cores_per_trial(master: DictConfig) -> int:
     if master.compute.threads is not None:
         return int(master.compute.threads)
-    return 1 if master.model.size_class == "tiny" else LARGE_MODEL_CORES
+    per_rank = 1 if master.model.size_class == "tiny" else LARGE_MODEL_CORES
+    return per_rank * int(master.compute.num_devices)
 
 
 def slots(parallel: int, num_devices: int, device: str) -> list[Slot]:

@@ -102,7 +102,7 @@ class Pool:
     def _fill_slots(self, board: Board) -> None:
         while self.waiting and self.free:
             slot, trial = self.free.pop(0), self.waiting.popleft()
-            process = start_worker(trial.folder, trial.plan.threads, slot.visible_devices)
+            process = start_worker(trial.folder, trial.plan.threads, slot.visible_devices, trial.plan.batch.num_devices)
             self.running[trial.id] = Running(trial, slot, process, time.monotonic())
             board.started(trial.folder)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Optional
 
 from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.launch import worker_environment
+from sft_experiments.run.launch import LAUNCHER_VARIABLE, worker_environment
+from sft_experiments.run.ranks import rank_command
 
 PRELOAD = "sft_experiments.sweep.preload"
 
@@ -28,20 +29,27 @@ def warm_up(threads: int) -> None:
         forkserver.ensure_running()
 
 
-def start_worker(folder: RunFolder, threads: int, visible_devices: Optional[str] = None) -> BaseProcess:
-    """A process of its own that trains what ``folder`` describes, its output going to the folder's log."""
-    arguments = (str(folder.path), str(folder.log), threads, visible_devices)
+def start_worker(folder: RunFolder, threads: int, visible_devices: Optional[str] = None, ranks: int = 1) -> BaseProcess:
+    """A process of its own that trains what ``folder`` describes, its output going to the folder's log.
+
+    With several ranks it becomes their launcher.
+    """
+    arguments = (str(folder.path), str(folder.log), threads, visible_devices, ranks, os.getpid())
     process = multiprocessing.get_context("forkserver").Process(target=_work, args=arguments, name=folder.path.name)
     process.start()
     return process
 
 
-def _work(folder: str, log: str, threads: int, visible_devices: Optional[str]) -> None:
+def _work(folder: str, log: str, threads: int, visible_devices: Optional[str], ranks: int, sweep: int) -> None:
     """Runs in the forked child: a session and a log of its own, its devices, then the same worker as ever."""
     os.setsid()  # Ctrl-C at the terminal reaches the sweep alone, which then stops its trials in order
     _redirect_output(Path(log))
     if visible_devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+    if ranks > 1:
+        environment = {**worker_environment(threads, ranks), LAUNCHER_VARIABLE: str(sweep)}
+        command = rank_command(RunFolder(Path(folder)), ranks)
+        os.execve(command[0], command, environment)
     from sft_experiments.training.worker import run
 
     sys.exit(run(RunFolder(Path(folder)), threads=threads))

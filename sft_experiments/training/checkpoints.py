@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME
 
 from sft_experiments.run.files import write_json_atomically
+from sft_experiments.training.ranks import wait_for_all
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)$")
@@ -29,6 +30,9 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers sh
         self.newest = newest
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        wait_for_all()  # each rank has written its random state
+        if not state.is_world_process_zero:
+            return
         root = Path(str(args.output_dir))
         mark_complete(root / f"checkpoint-{state.global_step}")
         best = f"checkpoint-{state.best_global_step}" if state.best_global_step else None

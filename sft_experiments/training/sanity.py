@@ -21,9 +21,8 @@ from sft_experiments.data.fingerprint import default_cache_dir
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.plan.batch import StepPlan
-from sft_experiments.plan.facts import from_report
+from sft_experiments.plan.facts import from_report, steps_of
 from sft_experiments.plan.fit import device_memory, gib, verdict, workload
-from sft_experiments.plan.forecast import steps_of
 from sft_experiments.plan.memory import estimate_memory
 from sft_experiments.plan.shape import shape_of
 from sft_experiments.run.folder import RunFolder

@@ -10,8 +10,7 @@ from sft_experiments.compose import conf_dir
 from sft_experiments.composition import composed
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan.batch import StepPlan, resolve_warmup
-from sft_experiments.plan.facts import data_facts
-from sft_experiments.plan.forecast import steps_of
+from sft_experiments.plan.facts import data_facts, steps_of
 from sft_experiments.schema import Config
 from sft_experiments.show import console
 from sft_experiments.training.schedule import planned_learning_rates

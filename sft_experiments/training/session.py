@@ -37,6 +37,7 @@ from sft_experiments.training.model import adapter_config, architecture, load_mo
 from sft_experiments.training.model_gate import check_loaded_model
 from sft_experiments.training.packed_attention import register_packed_attention
 from sft_experiments.training.packing_probe import check_packing
+from sft_experiments.training.ranks import StopTogether, first_rank_first, largest, wait_for_all
 from sft_experiments.training.schedule import planned_learning_rates
 from sft_experiments.training.tokenizer import first_line, load_tokenizer
 from sft_experiments.training.trainer_class import ExperimentTrainer
@@ -54,7 +55,8 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
     with clock("model"):
         model = load(config, tokenizer, data, record)
         record.notes += check_loaded_model(model, tokenizer)
-    checkpoint, notes = newest_complete(folder.checkpoints)
+    with first_rank_first():  # it sets broken ones aside
+        checkpoint, notes = newest_complete(folder.checkpoints)
     record.notes += notes
     resumed_step = step_of(checkpoint) if checkpoint else -1
     monitor = Monitor(config, folder, identity_of(record, resumed_step), facts_of(config, steps, model, record))
@@ -68,7 +70,7 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
             print(f"goes on from step {resumed_step} of {steps.total_steps} ({checkpoint.name})")
         with clock("train"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.signal is not None and trainer.state.global_step < steps.total_steps:
+        if stop.agree() is not None and trainer.state.global_step < steps.total_steps:
             status = Status.preempted
             return
         raise_if_unhealthy(monitor)
@@ -171,12 +173,13 @@ def identity_of(record: Record, resumed_step: int) -> RunIdentity:
 def facts_of(config: Config, steps: StepPlan, model: PreTrainedModel, record: Record) -> RunFacts:
     """What the health rules judge the run against, and what utilisation is measured by."""
     peak = config.monitor.peak_tflops
+    peak = peak * 1e12 if peak is not None else peak_flops(record.environment["device"])
     return RunFacts(
         total_steps=steps.total_steps,
         warmup_steps=steps.warmup_steps,
         planned_learning_rates=planned_learning_rates(config, steps),
         flops_per_token=flops_per_token(config, model, record),
-        peak_flops=peak * 1e12 if peak is not None else peak_flops(record.environment["device"]),
+        peak_flops=peak * batch_of(record).num_devices if peak is not None else None,
         memory_gib=memory_capacity_gib(record.plan["device"]["value"]),
     )
 
@@ -249,14 +252,20 @@ def callbacks(
         *([StopAtRung(rung)] if rung is not None else []),
         KeepCheckpoints(config.train.save_total_limit),
         *([EarlyStoppingCallback(patience)] if patience is not None else []),
+        StopTogether(),
     ]
 
 
 def raise_if_unhealthy(monitor: Monitor) -> None:
     """A health rule with policy stop ended the training: early stopping is a result, anything else a failure."""
     alert = monitor.stopped
-    if alert is not None and alert.rule != EARLY_STOPPING_RULE:
-        raise TrainingFailed(f"stopped at step {alert.step} by monitor.rules.{alert.rule}: {alert.message}", "diverged")
+    unhealthy = alert is not None and alert.rule != EARLY_STOPPING_RULE
+    if alert is not None and unhealthy:
+        message = f"stopped at step {alert.step} by monitor.rules.{alert.rule}: {alert.message}"
+    else:
+        message = "stopped by the first rank"
+    if largest(int(unhealthy)):
+        raise TrainingFailed(message, "diverged")
 
 
 def test_metrics(trainer: ExperimentTrainer, test: Dataset) -> dict[str, float]:
@@ -294,4 +303,6 @@ def save(trainer: ExperimentTrainer, tokenizer: PreTrainedTokenizerBase, folder:
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
     trainer.save_model(str(folder.model))
-    tokenizer.save_pretrained(folder.model)
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(folder.model)
+    wait_for_all()

@@ -1,7 +1,8 @@
 """Turn a run folder into a trained model: `python -m sft_experiments.training.worker RUN_FOLDER`.
 
 Reads config.yaml, plan.json and record.json; everything it learns goes back into the folder. Steps, in order:
-tokenizer -> data -> model -> trainer -> train -> evaluate -> save.
+tokenizer -> data -> model -> trainer -> train -> evaluate -> save. A trial on several devices is several workers,
+started by torch.distributed.run: all do the same steps, and the first (rank 0) leaves what the folder shows.
 """
 
 import os
@@ -29,14 +30,17 @@ from sft_experiments.monitor.secrets import redact_text
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.launch import LAUNCHER_VARIABLE, log_tail
 from sft_experiments.run.lock import hold
+from sft_experiments.run.ranks import folder_of
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.schema import Config
 from sft_experiments.training.cadence import StopOnSignal
 from sft_experiments.training.checkpoints import drop_training_state
 from sft_experiments.training.environment import describe_environment
+from sft_experiments.training.ranks import end_with_launcher, meet, num_ranks, part, silenced, this_rank
 from sft_experiments.training.session import train_in_folder
 
 SIGNAL_EXIT = 128
+NOWHERE = Path(os.devnull)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ORPHAN_POLL_SECONDS = 1.0
 LONGEST_REASON = 400  # characters of a failure's message in the record; the log holds all of it
@@ -48,6 +52,8 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m sft_experiments.training.worker RUN_FOLDER", file=sys.stderr)
         return 2
     folder = RunFolder(Path(arguments[0]))
+    if this_rank() > 0:
+        sys.stdout = NOWHERE.open("w")  # to the end of the process; the first rank says it all
     try:
         with copy_output_to(folder.log):
             return run(folder)
@@ -58,11 +64,12 @@ def main(arguments: list[str]) -> int:
 
 def run(folder: RunFolder, threads: Optional[int] = None) -> int:
     """Train what the folder describes, record the outcome, return the exit code (128 + signal when stopped by one)."""
+    trial, folder = folder, folder_of(folder, this_rank())
     with hold(folder.lock, "its training"):
-        record = read_record(folder)
-        config = read_config(folder)
+        record = read_record(trial)
+        config = read_config(trial) if this_rank() == 0 else silenced(read_config(trial))
         _silence_libraries()
-        torch.set_num_threads(threads or int(record.plan["threads"]))
+        torch.set_num_threads(max(1, (threads or int(record.plan["threads"])) // num_ranks()))
         stop = StopOnSignal()
         if threading.current_thread() is threading.main_thread():
             stop.install()
@@ -70,12 +77,16 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         started = time.monotonic()
         _mark_started(record, folder)
         try:
+            meet(record.plan["device"]["value"])
             train_in_folder(folder, config, record, stop)
+            part()
             code = 0
         except Exception as error:  # the process boundary: whatever happened becomes part of the record
             code = _record_failure(record, error, folder)
         if stop.signal is not None and record.status is not Status.completed:
-            record.status, record.failure, code = Status.preempted, None, SIGNAL_EXIT + stop.signal
+            record.status, record.failure = Status.preempted, None
+            if code != 0 or num_ranks() == 1:  # the launcher of ranks takes any such code for a failure
+                code = SIGNAL_EXIT + stop.signal
         record.finished_at = utc_now()
         record.notes = list(dict.fromkeys(record.notes))  # a resumed run meets some of them again
         record.timings["total"] = round(record.timings.get("total", 0.0) + time.monotonic() - started, 3)
@@ -137,7 +148,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _stop_when_orphaned() -> None:
     """A trial whose sweep was killed saves a checkpoint and ends, instead of training on unseen."""
     parent, launcher = parent_process(), os.environ.pop(LAUNCHER_VARIABLE, None)
-    if parent is not None:
+    if num_ranks() > 1:
+        _watch(lambda: end_with_launcher(int(launcher) if launcher else None))
+    elif parent is not None:
         _watch(lambda: wait([parent.sentinel]))
     elif launcher is not None:
         _watch(lambda: _await_other_parent(int(launcher)))
@@ -162,11 +175,20 @@ def copy_output_to(log: Path) -> Iterator[None]:
     """Everything printed also goes to the run's log; the terminal keeps its colours and progress bar."""
     with log.open("a", encoding="utf-8", buffering=1) as file:
         streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Copy(streams[0], file), Copy(streams[1], file)
+        sys.stdout, sys.stderr = (stream if goes_to(stream, file) else Copy(stream, file) for stream in streams)
         try:
             yield
         finally:
             sys.stdout, sys.stderr = streams
+
+
+def goes_to(stream: TextIO, file: TextIO) -> bool:
+    """Whether a stream already is that file, or nothing that anyone sees."""
+    try:
+        where = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False  # a test's buffer
+    return os.path.samestat(where, os.fstat(file.fileno())) or os.path.samestat(where, NOWHERE.stat())
 
 
 class Copy:

@@ -89,7 +89,7 @@ def test_a_hundred_trials_on_four_devices(
     seconds = [draw.uniform(20, 300) for _ in range(NUM_TRIALS)]
     left = iter(seconds)
 
-    def start(folder: RunFolder, threads: int, devices: str) -> FakeWorker:
+    def start(folder: RunFolder, threads: int, devices: str, ranks: int) -> FakeWorker:
         return FakeWorker(clock, folder, devices, next(left))
 
     monkeypatch.setattr(pool, "start_worker", start)
