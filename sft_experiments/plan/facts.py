@@ -1,4 +1,7 @@
-"""What is known about a run's data before it is prepared again: the last data report, else a count of rows."""
+"""What is known about a run's data before it is prepared again: the last data report, else a count of rows.
+
+And what follows from that: its steps, and whether warmup fits into them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from typing import Any, Optional
 
 from sft_experiments.data.cache import cached_report
 from sft_experiments.data.fingerprint import count_rows
+from sft_experiments.plan.batch import StepPlan, plan_steps
 from sft_experiments.schema import Config, DatasetConfig, PackingStrategy
 
 
@@ -55,3 +59,23 @@ def _from_row_count(dataset: DatasetConfig) -> Optional[DataFacts]:
     kept = rows if dataset.validation_files or dataset.validation_split else rows * (1 - dataset.validation_fraction)
     rows = rows if dataset.source.value == "demo" else round(kept)
     return DataFacts(rows, rows, None, None, None, "row count, before the data gate")
+
+
+def steps_of(config: Config, facts: Optional[DataFacts]) -> Optional[StepPlan]:
+    """Steps when the number of sequences is known, or when ``train.max_steps`` says it all."""
+    if facts is None and config.train.max_steps is None:
+        return None
+    return plan_steps(
+        facts.sequences if facts else 0,
+        config.train.effective_batch_size,
+        config.train.num_train_epochs,
+        config.train.max_steps,
+        config.scheduler.warmup_ratio,
+        config.scheduler.warmup_steps,
+    )
+
+
+def check_warmup(config: Config) -> None:
+    """Raise ``ConfigError`` for a warmup longer than the training, as far as that is known before the preparation."""
+    if config.scheduler.warmup_steps is not None:  # a share of the training is never longer than it
+        steps_of(config, data_facts(config))

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
-from sft_experiments.plan.batch import StepPlan, plan_steps
+from sft_experiments.plan.batch import StepPlan
 from sft_experiments.plan.build import Plan
 from sft_experiments.plan.cadence import evaluation_steps
 from sft_experiments.plan.device import gpus
@@ -15,7 +15,7 @@ from sft_experiments.plan.duration import (
     computed_duration,
     from_measured,
 )
-from sft_experiments.plan.facts import DataFacts
+from sft_experiments.plan.facts import DataFacts, steps_of
 from sft_experiments.plan.fit import device_memory, make_it_fit, verdict, workload
 from sft_experiments.plan.memory import MemoryEstimate, estimate_memory
 from sft_experiments.plan.shape import Shape
@@ -61,20 +61,6 @@ def forecast(
         duration=_duration(config, plan, facts, shape, steps, tokens, runs),
         disk_bytes=disk_bytes(config, shape) if shape else None,
         advice=make_it_fit(config, plan, facts, shape, available) if shape and state == "will not fit" else [],
-    )
-
-
-def steps_of(config: Config, facts: Optional[DataFacts]) -> Optional[StepPlan]:
-    """Steps when the number of sequences is known, or when ``train.max_steps`` says it all."""
-    if facts is None and config.train.max_steps is None:
-        return None
-    return plan_steps(
-        facts.sequences if facts else 0,
-        config.train.effective_batch_size,
-        config.train.num_train_epochs,
-        config.train.max_steps,
-        config.scheduler.warmup_ratio,
-        config.scheduler.warmup_steps,
     )
 
 

@@ -12,6 +12,7 @@ from sft_experiments.compose import conf_dir, to_config, to_plain
 from sft_experiments.monitor.secrets import redact, redact_text
 from sft_experiments.plan.build import Plan, build_plan
 from sft_experiments.plan.check import check_config
+from sft_experiments.plan.facts import check_warmup
 from sft_experiments.plan.origin import values_with_origin
 from sft_experiments.run.files import write_json_atomically, write_text_atomically
 from sft_experiments.run.folder import RunFolder
@@ -75,6 +76,7 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
     """Check a composed config, derive its plan and its id. Raises ``ConfigError`` or ``DataError``; writes nothing."""
     config = to_config(composed)
     check_config(config)
+    check_warmup(config)
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
     identity = trial_id(config, plan.precision.value, content)

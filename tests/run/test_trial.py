@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from sft_experiments.errors import ConfigError
 from sft_experiments.run.record import Status, read_record
 from sft_experiments.run.trial import LONGEST_LABEL, folder_name, label_of, trial_folder
 
@@ -71,3 +74,11 @@ def test_an_experiment_is_named_as_the_origin(planned, tmp_path: Path) -> None:
     values = planned(*overrides, experiment="llama3_1_8b_tutorial").record.plan["values"]
     assert values["train.learning_rate"] == {"value": 2e-5, "origin": "experiment"}
     assert values["scheduler.warmup_ratio"]["origin"] == "experiment"
+
+
+@pytest.mark.parametrize("length", ["train.num_train_epochs=1", "train.max_steps=20"])
+def test_a_warmup_longer_than_the_training_is_refused_before_the_data_are_prepared(planned, length: str) -> None:
+    demo = "dataset.demo={num_train: 120}"
+    with pytest.raises(ConfigError, match=r"scheduler\.warmup_steps=500 is more than"):
+        planned(demo, "scheduler.warmup_steps=500", "train.effective_batch_size=4", length)
+    assert planned(demo, "scheduler.warmup_steps=20", "train.effective_batch_size=4", length).id

@@ -32,7 +32,7 @@ SWEEPS = [
     ["peft=lora", "peft.r=4,8", "dataset.demo={num_train: 60}", "name=x"],
     ["sweep=lr_x_batch", "sweep.num_seeds=2", "train.learning_rate=choice(1e-4)", "train.seed=5"],
     ["dataset.demo={num_train: 60}", "dataset.demo.num_train=70,80", "model.config.hidden_size=32"],
-    ["+train.extra.bf16_full_eval=true", "train.extra.bf16_full_eval=true,false", "experiment=demo_grid"],
+    ["+train.extra.bf16_full_eval=true", "train.extra.bf16_full_eval=true,false", "logger=none"],
     ["train.seed=1", "train.seed=2,3", "scheduler=linear", "scheduler=cosine"],
 ]
 
