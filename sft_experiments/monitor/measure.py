@@ -30,6 +30,8 @@ class Measure:
         for event in events:
             self._tokens, self._seconds_before = event["tokens"], event["time"]
             self._train_loss = event.get("train/loss", self._train_loss)
+            if "train/tokens_per_second" in event:
+                self.speed.replay(event["tokens"], event["train/tokens_per_second"])
             if "eval/loss" in event:
                 self._last_eval_step = int(event["step"])
 

@@ -97,6 +97,10 @@ class Monitor:
         """For the record: one entry per rule that fired."""
         return self._health.records()
 
+    def summary(self) -> Event:
+        """What the monitor adds to the run's final metrics: its mean speed."""
+        return self._measure.speed.of_the_run()
+
     def finish(self, status: str, summary: Mapping[str, Any]) -> list[str]:
         """Close everything, in ``logger.finish_seconds`` at most. Returns the notes for the record.
 

@@ -13,6 +13,13 @@ class Speed:
         self._seconds = 0.0
         self._steps = 0
         self._tokens = 0.0
+        self._whole_seconds, self._whole_tokens = 0.0, 0.0  # of the run
+
+    def replay(self, tokens: float, tokens_per_second: float) -> None:
+        """One measurement of a resumed run, made before it was stopped."""
+        if tokens_per_second > 0:
+            self._count(tokens - self._tokens, (tokens - self._tokens) / tokens_per_second)
+        self._tokens = tokens
 
     def start(self, now: float, tokens: float) -> None:
         """Training begins, or goes on after ``tokens``."""
@@ -34,6 +41,7 @@ class Speed:
         self._seconds, self._steps, self._tokens = 0.0, 0, tokens
         if not steps or seconds <= 0:
             return {}
+        self._count(new, seconds)
         speed = {
             "train/step_seconds": seconds / steps,
             "train/tokens_per_second": new / seconds,
@@ -42,3 +50,11 @@ class Speed:
         if self._facts.flops_per_token and self._facts.peak_flops:
             speed["train/mfu"] = new / seconds * self._facts.flops_per_token / self._facts.peak_flops
         return speed
+
+    def of_the_run(self) -> Event:
+        """``train/tokens_per_second`` over all measurements; empty when there are none."""
+        return {"train/tokens_per_second": self._whole_tokens / self._whole_seconds} if self._whole_seconds else {}
+
+    def _count(self, tokens: float, seconds: float) -> None:
+        self._whole_tokens += tokens
+        self._whole_seconds += seconds

@@ -16,7 +16,7 @@ FACTS: dict[str, Reader] = {
     "best_step": lambda run: number(run.record.metrics, "best/step"),
     "tokens": lambda run: number(run.record.metrics, "tokens"),
     "seconds": lambda run: number(run.record.timings, "total") or number(run.record.timings, "train"),
-    "tokens_per_second": lambda run: tokens_per_second(run),
+    "tokens_per_second": lambda run: number(run.record.metrics, "train/tokens_per_second"),
     "alerts": lambda run: ", ".join(dict.fromkeys(str(alert.get("rule")) for alert in run.record.alerts)),
     "device": lambda run: run.record.environment.get("device"),
     "trial_id": lambda run: run.record.trial_id,
@@ -27,12 +27,6 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt
 }  # fmt: skip
 _CONDITION = re.compile(r"^\s*([^\s=<>!~]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*$")
-
-
-def tokens_per_second(run: Run) -> float | None:
-    """Tokens trained over the seconds of the training phase (evaluation included)."""
-    tokens, seconds = number(run.record.metrics, "tokens"), number(run.record.timings, "train")
-    return tokens / seconds if tokens is not None and seconds else None
 
 
 def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Reader]:

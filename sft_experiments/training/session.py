@@ -78,7 +78,7 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
             status = record.status = Status.pruned
             return
         with clock("evaluate"):
-            record.metrics = final_metrics(trainer)
+            record.metrics = final_metrics(trainer) | monitor.summary()
             if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored
                 record.metrics |= test_metrics(trainer, data.test)
             record.objective = objective_of(config, record.metrics)

@@ -57,6 +57,17 @@ def test_speed_counts_steps_and_leaves_out_pauses() -> None:
     assert speed.measure(tokens=1600, supervised=0) == {}  # no step since
 
 
+def test_the_speed_of_a_run_is_that_of_all_its_steps_also_those_before_a_resume() -> None:
+    speed = Speed(RunFacts(10))
+    assert speed.of_the_run() == {}
+    speed.replay(tokens=400, tokens_per_second=100.0)  # 4 s
+    speed.replay(tokens=400, tokens_per_second=math.nan)
+    speed.start(now=50.0, tokens=400)
+    speed.step_ended(52.0)
+    speed.measure(tokens=1000, supervised=1)
+    assert speed.of_the_run() == {"train/tokens_per_second": 1000 / 6}
+
+
 @pytest.mark.parametrize("lr", [0.0, 0.1])
 def test_the_weight_sample_sees_whether_weights_move(lr: float) -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(1000, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 1000))

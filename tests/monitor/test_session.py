@@ -69,6 +69,8 @@ def test_speed_leaves_out_evaluations(folder: RunFolder, identity: RunIdentity) 
     for event in read_events(folder.metrics):
         assert 0.05 <= event["train/step_seconds"] < 0.5
         assert event["train/tokens_per_second"] == pytest.approx(100 / event["train/step_seconds"])
+    seconds = sum(event["train/step_seconds"] for event in read_events(folder.metrics))
+    assert monitor.summary() == {"train/tokens_per_second": pytest.approx(200 / seconds)}
 
 
 def test_a_resumed_run_goes_on_where_the_checkpoint_was(folder: RunFolder, identity: RunIdentity) -> None:
