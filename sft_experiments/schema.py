@@ -115,6 +115,14 @@ class Direction(str, Enum):
     maximize = "maximize"
 
 
+class EarlyStopping(str, Enum):
+    """Which trials of a sweep go on after a rung (sweep/rules.py)."""
+
+    halving = "halving"  # the best share of all, once all are there
+    asha = "asha"  # the best share of those that are there
+    median = "median"  # the better half
+
+
 class SearchMethod(str, Enum):
     """How the cells of a sweep are chosen."""
 
@@ -287,9 +295,10 @@ class SweepConfig:
     search: SearchMethod = MISSING
     num_trials: int = MISSING  # of random and Bayesian search: the total, those of earlier launches included
     search_seed: int = MISSING
-    rungs: list[float] = field(default_factory=list)  # shares of the training at which only the best trials go on
+    rungs: list[float] = field(default_factory=list)  # shares of the training after which trials are compared
     reduction_factor: float = MISSING  # of so many trials at a rung, one goes on
     check: Optional[bool] = None  # run `sft check` on one cell first; null: yes, except for the demo and for relaunches
+    early_stopping: Optional[EarlyStopping] = None  # of bad trials, at rungs; null: all train to the end
 
 
 @dataclass

@@ -126,9 +126,6 @@ def show_sweep_outcome(sweep: Sweep, trials: list[Trial], notes: list[str]) -> i
     ]
     console.print()
     print_ranked_table([sweep.folder], Console(highlight=False))
-    for record in records:
-        if record.status is Status.pruned:
-            console.print(Text(f"pruned: {record.label}: {record.notes[-1] if record.notes else ''}", style="dim"))
     for trial, record in failed:
         reason = record.failure.message if record.failure else "not finished"
         console.print(Text(f"{record.status.value}: {record.label or trial.id}: {reason}", style="red"))

@@ -22,7 +22,7 @@ def check_disk(folder: Path, trials: list[Trial], parallel: int) -> None:
     if not sizes:
         return
     keep = trials[0].config.sweep.keep_models
-    keeps_all = keep < 0 or trials[0].config.sweep.rungs  # a trial that was stopped at a rung keeps its checkpoint
+    keeps_all = keep < 0 or trials[0].config.sweep.early_stopping  # what waits at a rung keeps its checkpoint
     needed = sum(sizes if keeps_all else sizes[: parallel + keep])
     free = shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.is_dir())).free
     if needed > free:

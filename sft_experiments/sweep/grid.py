@@ -23,10 +23,10 @@ from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.finish import finish_sweep
-from sft_experiments.sweep.halving import check_halving, launch_in_rungs
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
 from sft_experiments.sweep.space import random_cells, search_space
+from sft_experiments.sweep.stoppable import check_early_stopping
 
 SHORT_HASH = 8
 
@@ -39,8 +39,6 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         return bayesian_sweep(context, master, launcher, arguments)
     plans, cells = plan_sweep(context, master, arguments)
     trials = list(cells.values())
-    if master.sweep.rungs:
-        check_halving(master, trials)
     pin_models(trials)
     with hold(plans.folder / LOCK_FILE, "a sweep"):
         plans.cells = {trial.id: trial.record.axes for trial in trials}
@@ -49,10 +47,7 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         check_disk(plans.folder, trials, plans.concurrent_trials)
         check_first(master, trials)
         point_hydra_at(master, plans.folder)
-        if master.sweep.rungs:
-            returns = launch_in_rungs(master, plans, cells, launcher)
-        else:
-            returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
+        returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
         notes = finish_sweep(plans, trials)
     account_for(plans, trials, notes)
     return returns
@@ -64,6 +59,7 @@ def bayesian_sweep(
     """The same with cells that are chosen as the sweep goes on."""
     from sft_experiments.show import show_search_plan
 
+    check_early_stopping(master)
     space = search_space(context, master, arguments)
     plans = new_sweep(master, list(space.dimensions), int(master.sweep.num_trials))
     with hold(plans.folder / LOCK_FILE, "a sweep"):
@@ -96,7 +92,9 @@ def plan_sweep(
         raise ConfigError("sweep.search=bayes chooses its cells as it goes on; sweep=random lists some like them")
     cells = list((random_cells if method is SearchMethod.random else expand)(context, master, arguments))
     plans = new_sweep(master, axis_keys(cells), len(cells))
-    return plans, plan_cells(context, master, plans, cells)
+    trials = plan_cells(context, master, plans, cells)
+    check_early_stopping(master, trials.values())
+    return plans, trials
 
 
 def new_sweep(master: DictConfig, axes: list[str], num_cells: int) -> Sweep:

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +27,10 @@ from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
 from sft_experiments.sweep.concurrency import Slot, slots
 from sft_experiments.sweep.disk import drop_weights
+from sft_experiments.sweep.early_stopping import open_queue
 from sft_experiments.sweep.ledger import read_sweep
 from sft_experiments.sweep.planning import planned_cell
+from sft_experiments.sweep.queue import Queue
 from sft_experiments.sweep.starter import start_worker, warm_up
 
 POLL_SECONDS = 0.5
@@ -70,7 +71,7 @@ class Running:
 
 
 class Pool:
-    """Trials waiting, trials running, free slots."""
+    """Trials waiting in their queue, trials running, free slots."""
 
     def __init__(self, trials: list[Trial], parallel: int) -> None:
         first = trials[0]
@@ -78,30 +79,33 @@ class Pool:
         self.settings: SweepConfig = first.config.sweep
         self.threads = first.plan.threads
         self.free = slots(parallel, first.config.compute.num_devices, first.plan.device.value)
-        self.waiting = deque(trial for trial in trials if needs_running(trial, self.settings.retry_failed))
+        self.queue = Queue([])  # until run() has seen to what an earlier launch left
         self.running: dict[str, Running] = {}
         self.killed_before: dict[str, int] = {}
         self.stopped_by: Optional[int] = None
 
     def run(self) -> list[Record]:
-        """Run everything that is waiting; returns the records of all trials in the given order."""
-        await_orphans([trial.folder for trial in self.waiting])
-        for trial in self.waiting:
+        """Run everything that is to run; returns the records of all trials in the given order."""
+        to_run = [trial for trial in self.trials.values() if needs_running(trial, self.settings.retry_failed)]
+        await_orphans([trial.folder for trial in to_run])
+        for trial in to_run:
             trial.start_over()
-            trial.write()
-        if self.waiting:
+        if to_run:
+            self.queue = open_queue(self.trials.values(), to_run)
             warm_up(self.threads)
             with open_board([trial.folder for trial in self.trials.values()]) as board, self._stop_signals():
-                while self.waiting or self.running:
-                    self._fill_slots(board)
+                self._fill_slots(board)
+                while self.running:
                     self._collect(board)
+                    self._fill_slots(board)
+            self.queue.close()
         if self.stopped_by is not None:
             raise SweepStopped(self.stopped_by)
         return [read_record(trial.folder) for trial in self.trials.values()]
 
     def _fill_slots(self, board: Board) -> None:
-        while self.waiting and self.free:
-            slot, trial = self.free.pop(0), self.waiting.popleft()
+        while self.free and (trial := self.queue.next()) is not None:
+            slot = self.free.pop(0)
             process = start_worker(trial.folder, trial.plan.threads, slot.visible_devices, trial.plan.batch.num_devices)
             self.running[trial.id] = Running(trial, slot, process, time.monotonic())
             board.started(trial.folder)
@@ -128,19 +132,19 @@ class Pool:
             board.retried(job.trial.folder)
             return
         advise_on_memory(job.trial, record)
+        self.queue.ended(job.trial, record)
         board.ended(job.trial.folder, record)
         drop_weights(job.trial.folder.path.parent, self.settings.keep_models)
         write_report(job.trial.folder.path.parent)
         if self.settings.fail_fast and record.status.is_failure:
-            self.waiting.clear()
+            self.queue.stop()
 
     def _try_again(self, trial: Trial, record: Record) -> bool:
         """Put a killed trial back in the queue (bounded), and one that ran out of memory with a smaller batch."""
         again = trial if record.status is Status.killed and self._may_retry(trial) else smaller_batch(trial, record)
         if again is None:
             return False
-        again.write()
-        self.waiting.appendleft(again)
+        self.queue.again(again)
         if again is not trial:
             self._share_smaller_batch(again)
         return True
@@ -152,10 +156,7 @@ class Pool:
     def _share_smaller_batch(self, shrunk: Trial) -> None:
         """Trials of the same shape that wait would run out of memory too: they start with the smaller batch."""
         limit = shrunk.plan.batch.per_device_train_batch_size
-        for index, trial in enumerate(self.waiting):
-            if trial is not shrunk and same_shape(trial, shrunk):
-                self.waiting[index] = limited(trial, limit)
-                self.waiting[index].write()
+        self.queue.change(lambda one: limited(one, limit) if one is not shrunk and same_shape(one, shrunk) else one)
 
     def _enforce_time(self, job: Running) -> None:
         """Ask a trial to stop when its time is over or the sweep ends; kill one that does not within the grace."""
@@ -183,7 +184,7 @@ class Pool:
         """Ctrl-C and SIGTERM stop the running trials after a checkpoint; a second one kills them."""
 
         def stop(number: int, frame: Optional[FrameType]) -> None:
-            self.waiting.clear()
+            self.queue.stop()
             if self.stopped_by is not None:
                 for job in self.running.values():
                     job.process.kill()

@@ -1,0 +1,162 @@
+"""Early stopping in real sweeps: fewer tokens, the same winner, and nothing lost of what was stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sft_experiments.composition import composed
+from sft_experiments.errors import ConfigError
+from sft_experiments.plan.cadence import rung_step
+from sft_experiments.run.folder import RunFolder, find_run_folders
+from sft_experiments.run.record import Status
+from tests.sweep.conftest import QUIET_RATES, TINY, Done
+
+ONE_RUNG = ["sweep.rungs=[0.5]", "sweep.reduction_factor=3"]  # the looks are after 1, 2, 4, 5 and 6 steps
+
+
+def last_step(done: Done, rate: float) -> int:
+    return int(json.loads(done.trial(rate).metrics.read_text().splitlines()[-1])["step"])
+
+
+def winner_of(done: Done) -> float:
+    (winner,) = [rate for rate, record in done.by_rate().items() if record.status is Status.completed]
+    return winner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["asha", "halving"])
+def test_the_winner_is_the_grids_and_the_others_wait_at_the_rung_with_a_checkpoint(
+    sweep: Callable[..., Done], quiet: Done, rule: str
+) -> None:
+    done = sweep(QUIET_RATES, f"sweep.early_stopping={rule}", *ONE_RUNG)
+    assert done.code == 0, done.shown
+    best = min(quiet.by_rate(), key=lambda rate: quiet.by_rate()[rate].objective or 9.0)
+    assert winner_of(done) == best
+    assert done.by_rate()[best].objective == quiet.by_rate()[best].objective
+    assert done.weights(best) == quiet.weights(best)
+    for rate, record in done.by_rate().items():
+        if rate != best:
+            assert record.status is Status.pruned
+            assert last_step(done, rate) == 4
+            assert (done.trial(rate).checkpoints / "checkpoint-4" / "complete.json").is_file()
+            assert record.metrics["rung"] == 1
+            assert record.notes[-1].startswith("rung 1 of 1 (")
+    assert "rank 3 of 3" in " ".join(done.shown.split())
+
+    again = sweep(QUIET_RATES, f"sweep.early_stopping={rule}", *ONE_RUNG)  # nothing is left to do
+    assert again.code == 0
+    assert "started" not in again.shown
+    assert [record.status for record in again.records()] == [record.status for record in done.records()]
+
+    promoted = sweep(QUIET_RATES)  # the same grid, and all train to the end
+    assert promoted.code == 0, promoted.shown
+    for rate, record in quiet.by_rate().items():
+        assert promoted.by_rate()[rate].objective == record.objective
+        assert promoted.weights(rate) == quiet.weights(rate)
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_is_promoted_from_its_checkpoint_when_the_sweep_is_extended(
+    sweep: Callable[..., Done], quiet: Done
+) -> None:
+    asha = ["sweep.early_stopping=asha", *ONE_RUNG]
+    first = sweep(QUIET_RATES, *asha)
+    losses = {rate: first.by_rate()[rate].metrics["eval/loss"] for rate in (0.001, 0.002, 0.003)}
+    second = sorted(losses, key=losses.__getitem__)[1]
+    assert first.by_rate()[second].status is Status.pruned
+    done = sweep(f"{QUIET_RATES},0.0001,0.0002,0.0003", *asha)  # slow ones: a third of six are two
+    assert done.code == 0, done.shown
+    record = done.by_rate()[second]
+    assert (record.status, record.attempts) == (Status.completed, 2)
+    assert "goes on from step 4" in done.trial(second).log.read_text()
+    assert record.objective == quiet.by_rate()[second].objective
+    assert done.weights(second) == quiet.weights(second)
+
+
+@pytest.mark.slow
+def test_the_median_rule_stops_the_worse_half_at_each_rung(sweep: Callable[..., Done], quiet: Done) -> None:
+    done = sweep(QUIET_RATES, "sweep.early_stopping=median", "sweep.rungs=[0.5,0.8]")
+    assert done.code == 0, done.shown
+    assert sorted(last_step(done, rate) for rate in done.by_rate()) in ([4, 4, 6], [4, 6, 6])  # of two, both go on
+    best = min(quiet.by_rate(), key=lambda rate: quiet.by_rate()[rate].objective or 9.0)
+    assert done.weights(best) == quiet.weights(best)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_to_the_same_winner(
+    sweep: Callable[..., Done],
+    quiet: Done,
+    tmp_path: Path,
+    faulty_environment: dict[str, str],
+    plant: Callable[..., None],
+) -> None:
+    plant({"at": "every step", "do": "linger"})
+    arguments = [QUIET_RATES, "sweep.early_stopping=asha", *ONE_RUNG]
+    command = [sys.executable, "-m", "sft_experiments", "train", "-m", *TINY, *arguments]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    launched = subprocess.Popen(command, cwd=tmp_path, env=faulty_environment, start_new_session=True, **silent)  # type: ignore[call-overload]
+    deadline = time.monotonic() + 240
+    while not any('"step": 5' in folder.metrics.read_text() for folder in started(tmp_path)):  # a promoted one trains
+        assert time.monotonic() < deadline, launched.poll()
+        time.sleep(0.02)
+    os.kill(launched.pid, signal.SIGKILL)
+    launched.wait()
+    plant()
+    done = sweep(*arguments)
+    assert done.code == 0, done.shown
+    best = min(quiet.by_rate(), key=lambda rate: quiet.by_rate()[rate].objective or 9.0)
+    assert winner_of(done) == best
+    assert done.weights(best) == quiet.weights(best)
+    assert {record.status for record in done.records()} == {Status.completed, Status.pruned}
+
+
+def started(home: Path) -> list[RunFolder]:
+    return [folder for folder in find_run_folders(home) if folder.metrics.is_file()]
+
+
+@pytest.mark.slow
+def test_a_failed_trial_takes_no_place_at_a_rung(sweep: Callable[..., Done], plant: Callable[..., None]) -> None:
+    plant({"in": {"learning_rate": 0.003}, "at": 1, "do": "fail"})
+    done = sweep(QUIET_RATES, "sweep.early_stopping=asha", *ONE_RUNG)
+    assert done.code == 1
+    assert sorted(record.status.value for record in done.records()) == ["completed", "failed", "pruned"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sweep.rungs=[0.6,0.2]"], "must be rising shares"),
+        (["sweep.rungs=[0.2,1.5]"], "must be rising shares"),
+        (["sweep.rungs=[]"], "must be rising shares"),
+        (["sweep.reduction_factor=1"], "sweep.reduction_factor=1.0: must be above 1"),
+        (["hydra/launcher=basic"], "sweep.early_stopping=asha needs hydra/launcher=pool"),
+        (["train.max_steps=10"], "compares trials at equal tokens"),
+        (["train.num_train_epochs=1,2"], "compares trials at equal tokens"),
+        (["sweep.num_seeds=3"], "would choose among the seeds"),
+        (["sweep.early_stopping=null", "sweep.rungs=[0.5]"], "sweep.rungs=.* does nothing without"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_starts(overrides: list[str], message: str) -> None:
+    arguments = ["-m", "sweep=asha", "compute.device=cpu", *overrides]
+    with composed(arguments) as composition, pytest.raises(ConfigError, match=message):
+        composition.sweep()
+
+
+def test_bayesian_search_with_rungs_is_refused(sweep: Callable[..., Done]) -> None:
+    done = sweep("sweep=optuna", "sweep.early_stopping=median")
+    assert done.code == 2
+    assert "sweep.early_stopping=median: Bayesian search learns from trained trials" in " ".join(done.shown.split())
+
+
+def test_a_rung_is_a_planned_evaluation_after_warmup() -> None:
+    assert rung_step(0.2, 0.2, 100, 5) == 20
+    assert rung_step(0.2, 0.2, 100, 20) == 40
+    assert rung_step(0.25, 0.2, 100, 5) == 40
+    assert rung_step(0.9, 0.5, 100, 5) == 100
