@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sft_experiments.report.number_format import format_score, format_value
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Record, Status, read_record
 from sft_experiments.run.trial import Trial
@@ -45,7 +46,7 @@ def values_table(values: dict[str, dict[str, Any]]) -> Table:
     """Each dial with its value and its origin."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     for key, entry in values.items():
-        table.add_row(f"  {key}", Text(number(entry["value"]), style="bold"), Text(entry["origin"], style="dim"))
+        table.add_row(f"  {key}", Text(format_value(entry["value"]), style="bold"), Text(entry["origin"], style="dim"))
     return table
 
 
@@ -63,7 +64,7 @@ def show_outcome(folder: RunFolder, record: Record) -> None:
     """The result of one run and where to look next."""
     best = record.metrics.get("best/step")
     console.print(
-        f"[bold green]completed[/bold green]  {record.objective_metric} [bold]{number(record.objective)}[/bold]"
+        f"[bold green]completed[/bold green]  {record.objective_metric} [bold]{format_score(record.objective)}[/bold]"
         f" (step {best} of {record.metrics.get('total_steps')}, {record.timings.get('total', 0):.0f} s)"
     )
     console.print(f"  model      {folder.model}")
@@ -79,8 +80,8 @@ def show_sweep_plan(sweep: Sweep, trials: list[Trial]) -> None:
         f"  [dim]{sweep.folder}[/dim]"
     )
     for axis in sweep.axes:
-        values = dict.fromkeys(number(trial.record.axes[axis]) for trial in trials if axis in trial.record.axes)
-        console.print(f"  {axis}: {', '.join(values)}")
+        values = dict.fromkeys(format_value(trial.record.axes[axis]) for trial in trials if axis in trial.record.axes)
+        console.print(Text(f"  {axis}: {', '.join(values)}"))
     console.print(batch_table(trials))
     console.print(f"  device     {first.plan.device.value} [dim]({first.plan.device.reason})[/dim]")
     console.print(f"  precision  {first.plan.precision.value} [dim]({first.plan.precision.reason})[/dim]")
@@ -150,8 +151,3 @@ def show_where_to_look(folder: Path, config: dict[str, Any]) -> None:
         places = " ".join(quoted + "/*" * depth + "/wandb/offline-run-*" for depth in depths)
         runs = "run" if len(offline) == 1 else "runs"
         console.print(f"  W&B        wandb sync {places}    [dim]({len(offline)} offline {runs}; needs a key)[/dim]")
-
-
-def number(value: Any) -> str:
-    """A number as one writes it: 2e-05 for small ones, no trailing zeros."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -94,10 +94,10 @@ def test_one_wandb_run_per_trial_grouped_by_sweep_and_named_by_what_differs(run_
     names = {}
     for file in tmp_path.rglob("run-*.wandb"):
         text = file.read_bytes()
-        for rate in ("0.001", "0.002"):
+        for rate in ("1e-3", "2e-3"):
             if f"learning_rate={rate}".encode() in text:
                 names[rate] = file
-    assert set(names) == {"0.001", "0.002"}
+    assert set(names) == {"1e-3", "2e-3"}
     assert len(set(names.values())) == 2
 
 

@@ -1,10 +1,12 @@
 """What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere, or only the alerts."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
 from sft_experiments.monitor.events import Alert, Event
+from sft_experiments.report.number_format import format_rate
 from sft_experiments.schema import TerminalMode
 
 
@@ -62,21 +64,21 @@ class LineDisplay:
 
 
 def describe_event(event: Event) -> str:
-    """``loss 1.234  lr 2.0e-03  norm 0.81  12.3k tokens/s`` or ``eval loss 1.250  gap +0.016``."""
-    parts = [text.format(event[name]) for name, text in _SHOWN.items() if name in event]
+    """``loss 1.234  lr 2e-3  norm 0.81  12.3k tokens/s`` or ``eval loss 1.250  gap +0.016``."""
+    parts = [show(event[name]) for name, show in _SHOWN.items() if name in event]
     if "train/tokens_per_second" in event:
         parts.append(f"{short_number(event['train/tokens_per_second'])} tokens/s")
     return "  ".join(parts)
 
 
-_SHOWN = {
-    "train/loss": "loss {:.4f}",
-    "train/learning_rate": "lr {:.2e}",
-    "train/grad_norm": "norm {:.3g}",
-    "eval/loss": "eval loss {:.4f}",
-    "eval/train_gap": "gap {:+.3f}",
-    "eval/mean_token_accuracy": "token accuracy {:.3f}",
-    "eval/exact_match": "exact match {:.3f}",
+_SHOWN: dict[str, Callable[[float], str]] = {
+    "train/loss": "loss {:.4f}".format,
+    "train/learning_rate": lambda rate: f"lr {format_rate(rate)}",
+    "train/grad_norm": "norm {:.3g}".format,
+    "eval/loss": "eval loss {:.4f}".format,
+    "eval/train_gap": "gap {:+.3f}".format,
+    "eval/mean_token_accuracy": "token accuracy {:.3f}".format,
+    "eval/exact_match": "exact match {:.3f}".format,
 }
 
 

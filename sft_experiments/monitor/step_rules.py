@@ -6,6 +6,7 @@ from statistics import median
 from sft_experiments.monitor.events import Event
 from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.rule import finite_value, first_value, is_full, rises
+from sft_experiments.report.number_format import format_rate
 
 
 class UnchangedWeights:
@@ -39,7 +40,7 @@ class LearningRate:
         planned = self.planned[index]
         if abs(rate - planned) <= max(self.threshold * planned, self.SMALLEST):
             return None
-        return f"learning rate is {rate:.3e} where the schedule plans {planned:.3e}"
+        return f"learning rate is {format_rate(rate)} where the schedule plans {format_rate(planned)}"
 
 
 class GradNormHigh:

@@ -10,7 +10,8 @@ from sft_experiments.plan.facts import DataFacts
 from sft_experiments.plan.fit import gib
 from sft_experiments.plan.forecast import Forecast
 from sft_experiments.plan.memory import MemoryEstimate
-from sft_experiments.show import console, number, show_plan, show_warnings, values_table
+from sft_experiments.report.number_format import format_value
+from sft_experiments.show import console, show_plan, show_warnings, values_table
 
 
 def show_outlook(found: Outlook) -> None:
@@ -56,7 +57,7 @@ def _cells(found: Outlook) -> Table:
         split = f"{batch.per_device_train_batch_size} x {batch.gradient_accumulation_steps} x {batch.num_devices}"
         per_step = f"{ahead.tokens / steps.total_steps:,.0f}" if ahead.tokens and steps else "?"
         table.add_row(
-            "  " + " ".join(number(trial.record.axes.get(axis, "")) for axis in axes),
+            Text("  " + " ".join(format_value(trial.record.axes.get(axis, "")) for axis in axes)),
             f"{split} = {batch.effective_batch_size}",
             str(steps.total_steps) if steps else "?",
             str(steps.warmup_steps) if steps else "?",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from sft_experiments.compose import scaled
+from sft_experiments.report.number_format import format_value
 from sft_experiments.schema import Config
 
 REASONS = {
@@ -29,6 +30,6 @@ def outside_range(config: Config) -> Iterator[str]:
         checked["scheduler.warmup_ratio"] = (config.scheduler.warmup_ratio, table.warmup_ratio_range)
     for key, (value, (low, high)) in checked.items():
         if not low <= value <= high:
-            allowed = f"{low:g} to {high:g}" if low != high else f"{low:g}"
+            allowed = f"{format_value(low)} to {format_value(high)}" if low != high else format_value(low)
             size = config.model.size_class
-            yield f"{key}={value:g} is outside {allowed}, the range recommended for {size}: {REASONS[key]}"
+            yield f"{key}={format_value(value)} is outside {allowed}, the range recommended for {size}: {REASONS[key]}"

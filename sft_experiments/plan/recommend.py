@@ -8,8 +8,9 @@ from sft_experiments.compose import scaled
 from sft_experiments.plan.guidance import REASONS
 from sft_experiments.plan.shape import Shape, shape_of
 from sft_experiments.plan.size import BOUNDARIES
+from sft_experiments.report.number_format import format_value
 from sft_experiments.schema import Config, PeftMethod
-from sft_experiments.show import console, number
+from sft_experiments.show import console
 
 # Learning rate = 5e-5 (LoRA: x 10) x (2000 / hidden size) ^ exponent, with an exponent for each family:
 # Thinking Machines, tinker-cookbook, hyperparam_utils.get_lr (from sweeps over LoRA runs).
@@ -61,17 +62,17 @@ def table(config: Config) -> Table:
     for header in ("  key", "start with", "range", "why"):
         found.add_column(header)
     for key, value, span in rows:
-        low_high = "" if span is None else number(float(span[0]))
+        low_high = "" if span is None else format_value(float(span[0]))
         if span is not None and span[0] != span[1]:
-            low_high += f" to {number(float(span[1]))}"
-        found.add_row(f"  {key}", number(value), low_high, REASONS.get(key, ""))
+            low_high += f" to {format_value(float(span[1]))}"
+        found.add_row(f"  {key}", format_value(value), low_high, REASONS.get(key, ""))
     return found
 
 
 def notes(config: Config, shape: Optional[Shape]) -> list[str]:
     """The default grid, LoRA's factor, a published prior, and the command to run."""
     advised, factor = config.model.recommended, config.peft.learning_rate_factor
-    rates = ", ".join(number(rate) for rate in scaled(advised.learning_rates, factor))
+    rates = ", ".join(format_value(rate) for rate in scaled(advised.learning_rates, factor))
     sizes = ", ".join(map(str, advised.effective_batch_sizes))
     lines = [f"default grid: learning rate {rates} x effective batch size {sizes}   (sft sweep)"]
     if config.peft.method is PeftMethod.none:
@@ -96,6 +97,6 @@ def published_prior(config: Config, shape: Optional[Shape]) -> Optional[str]:
     factor = 1 if config.peft.method is PeftMethod.none else 10
     rate = PRIOR_BASE * factor * (2000 / shape.hidden) ** PRIOR_EXPONENTS[family]
     return (
-        f"a published prior for {family} models of hidden size {shape.hidden}: {rate:.2g}"
+        f"a published prior for {family} models of hidden size {shape.hidden}: {format_value(float(f'{rate:.2g}'))}"
         " (tinker-cookbook, fitted on LoRA runs; for comparison only)"
     )

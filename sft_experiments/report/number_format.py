@@ -26,6 +26,11 @@ def _short_float(value: float) -> str:
     return f"{value:.6g}"
 
 
+def format_rate(value: float) -> str:
+    """A learning rate between others of a schedule: three digits, ``9.37e-5``."""
+    return format_value(float(f"{value:.3g}"))
+
+
 def format_score(value: float | None, spread: float | None = None) -> str:
     """An objective to four decimals, with its spread between seeds where there is one."""
     if value is None:

@@ -14,6 +14,7 @@ from sft_experiments.plan.build import Plan, build_plan
 from sft_experiments.plan.check import check_config
 from sft_experiments.plan.facts import check_warmup
 from sft_experiments.plan.origin import values_with_origin
+from sft_experiments.report.number_format import format_value
 from sft_experiments.run.files import write_json_atomically, write_text_atomically
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.identity import fingerprints, trial_id
@@ -112,8 +113,8 @@ def trial_folder(root: Path, label: str, identity: str) -> RunFolder:
 
 
 def label_of(axes: dict[str, Any]) -> str:
-    """What differs from the neighbours, by the last part of each key: ``learning_rate=0.002 seed=1``."""
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in axes.items())
+    """What differs from the neighbours, by the last part of each key: ``learning_rate=2e-3 seed=1``."""
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in axes.items())
 
 
 def folder_name(text: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Optional
 
 from sft_experiments.plan.device import installed
+from sft_experiments.report.number_format import format_rate
 from sft_experiments.run.files import write_text_atomically
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
@@ -20,7 +21,7 @@ def write_html(file: Path, lines: Lines, points: list[int]) -> Path:
     head = "".join(f"<th>{point}</th>" for point in points)
     rows = "".join(
         f'<tr><th style="color:{colour}">{escape(name)}</th>'
-        + "".join(f"<td>{rates[point]:.3e}</td>" for point in points)
+        + "".join(f"<td>{format_rate(rates[point])}</td>" for point in points)
         + "</tr>"
         for (name, rates), colour in zip(lines.items(), COLOURS, strict=False)
     )
@@ -41,7 +42,7 @@ def _svg(lines: Lines) -> str:
         x, y = _place(share * (steps - 1), share * highest, steps, highest)
         parts.append(f'<line x1="{MARGIN}" x2="{WIDTH - 10}" y1="{y}" y2="{y}" stroke="#ddd"/>')
         parts.append(
-            f'<text x="{MARGIN - 6}" y="{y + 4}" text-anchor="end" font-size="11">{share * highest:.2e}</text>'
+            f'<text x="{MARGIN - 6}" y="{y + 4}" text-anchor="end" font-size="11">{format_rate(share * highest)}</text>'
         )
         step = round(share * (steps - 1))
         parts.append(f'<text x="{x}" y="{HEIGHT - MARGIN // 2}" text-anchor="middle" font-size="11">{step}</text>')

@@ -11,6 +11,7 @@ from sft_experiments.composition import composed
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan.batch import StepPlan, resolve_warmup
 from sft_experiments.plan.facts import data_facts, steps_of
+from sft_experiments.report.number_format import format_rate
 from sft_experiments.schema import Config
 from sft_experiments.show import console
 from sft_experiments.training.schedule import planned_learning_rates
@@ -34,7 +35,7 @@ def schedules(arguments: list[str]) -> int:
     options, overrides = _options().parse_known_args(arguments)
     previews, steps = preview(overrides, options)
     console.print(
-        f"{steps.total_steps} steps, {steps.warmup_steps} of warmup, peak {max(previews[0].rates):.3g}"
+        f"{steps.total_steps} steps, {steps.warmup_steps} of warmup, peak {format_rate(max(previews[0].rates))}"
         "   [dim](steps are counted from 0; the chosen schedule is marked *)[/dim]"
     )
     points = sample_points(steps.total_steps, steps.warmup_steps)
@@ -120,7 +121,7 @@ def table(previews: list[Preview], points: list[int]) -> Table:
     found.add_column("shape")
     highest = max(max(preview.rates) for preview in previews)
     for item in previews:
-        values = [f"{item.rates[point]:.2e}" for point in points]
+        values = [format_rate(item.rates[point]) for point in points]
         mark = "*" if item.chosen else " "
         found.add_row(
             f"{mark} {item.name}", *values, sparkline(item.rates, highest), style="bold" if item.chosen else None

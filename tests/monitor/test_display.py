@@ -39,14 +39,14 @@ with copy_output_to(log):
     print("after")
 """
 LINES = [
-    "step 5/20  loss 0.2000  lr 1.00e-03",
-    "step 10/20  loss 0.1000  lr 1.00e-03",
+    "step 5/20  loss 0.2000  lr 1e-3",
+    "step 10/20  loss 0.1000  lr 1e-3",
     "someone prints",
     "someone warns",
     "step 10/20  eval loss 0.3000  gap +0.100",
     "WARNING loss_spike at step 10: train/loss jumped",
-    "step 15/20  loss 0.0667  lr 1.00e-03",
-    "step 20/20  loss 0.0500  lr 1.00e-03",
+    "step 15/20  loss 0.0667  lr 1e-3",
+    "step 20/20  loss 0.0500  lr 1e-3",
     "after",
 ]
 

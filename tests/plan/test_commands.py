@@ -101,6 +101,6 @@ def test_twenty_five_cells_take_about_a_second_and_no_torch(run_sft: Callable[..
 def test_recommend_explains_a_model(run_sft: Callable[..., Any], tmp_path: Path) -> None:
     done = run_sft(tmp_path, "recommend", "model=llama3_1_8b")
     assert done.returncode == 0, done.stderr
-    assert "2e-05" in done.stdout and "1e-05 to 5e-05" in done.stdout
+    assert "2e-5" in done.stdout and "1e-5 to 5e-5" in done.stdout
     lora = run_sft(tmp_path, "recommend", "model=llama3_1_8b", "peft=lora").stdout
-    assert "0.0002" in lora
+    assert "2e-4" in lora

@@ -10,7 +10,7 @@ from sft_experiments.run.trial import LONGEST_LABEL, folder_name, label_of, tria
 
 
 def test_the_label_names_what_differs() -> None:
-    assert label_of({"train.learning_rate": 0.002, "scheduler": "linear"}) == "learning_rate=0.002 scheduler=linear"
+    assert label_of({"train.learning_rate": 0.002, "scheduler": "linear"}) == "learning_rate=2e-3 scheduler=linear"
 
 
 def test_a_folder_is_found_by_id_whatever_its_label(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sft_experiments.report.number_format import format_value
 from sft_experiments.run.record import Status
 from sft_experiments.sweep import pool
 from tests.sweep.conftest import Done
@@ -44,7 +45,7 @@ def test_one_grid_with_every_kind_of_failure(
     assert "8 of 10 trials did not complete" in done.shown
     failures = {rate: record.failure for rate, record in done.by_rate().items() if record.failure}
     for rate, status in [(1e30, "diverged"), (0.0011, "failed"), (0.0016, "timeout"), (0.0017, "oom")]:
-        assert f"{status}: learning_rate={rate}" in done.shown
+        assert f"{status}: learning_rate={format_value(rate)}" in done.shown
     assert failures[0.0011].message == "planted error"
     assert any("ValueError: planted error" in line for line in failures[0.0011].log_tail)
     assert [failures[rate].kind for rate in (0.0012, 0.0013)] == ["exit code 7", "exit code 11"]

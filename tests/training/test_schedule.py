@@ -53,7 +53,7 @@ def test_pictures_of_all_schedules_are_written(tmp_path: Path) -> None:
     lines = {"linear": [1.0, 0.5, 0.0], "flat": [1.0, 1.0, 1.0]}
     page = write_html(tmp_path / "schedules.html", lines, [0, 1, 2]).read_text()
     assert page.count("<polyline") == 2
-    assert "5.000e-01" in page
+    assert "<td>0.5</td>" in page
     picture = write_png(tmp_path / "schedules.png", lines)
     assert picture is None or picture.read_bytes().startswith(b"\x89PNG")
 
