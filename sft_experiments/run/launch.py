@@ -20,7 +20,7 @@ from sft_experiments.run.ranks import (
     rank_command,
 )
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
-from sft_experiments.run.retry import advise_on_memory, smaller_batch
+from sft_experiments.run.retry import advise_on_memory, recall, smaller_batch
 from sft_experiments.run.trial import Trial
 
 LOG_TAIL_LINES = 20
@@ -38,6 +38,7 @@ def run_trial(trial: Trial) -> Record:
     if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
         return earlier
     trial.start_over()
+    (trial,) = recall([trial])
     record, code = _attempt(trial)
     while (smaller := smaller_batch(trial, record)) is not None:
         trial = smaller

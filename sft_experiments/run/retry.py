@@ -1,12 +1,25 @@
-"""Out of memory keeps the experiment: a smaller per-device batch, more accumulation, the same effective batch."""
+"""Out of memory keeps the experiment: a smaller per-device batch, more accumulation, the same effective batch.
 
+What did not fit is remembered in the records: trials of the same shape start with what is left, in later launches too.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Optional
+from operator import itemgetter
+from pathlib import Path
+from typing import Optional
 
+from sft_experiments.errors import RunFolderError
 from sft_experiments.plan.batch import BatchPlan
-from sft_experiments.run.record import Record, Status
+from sft_experiments.run.folder import find_run_folders
+from sft_experiments.run.ranks import num_ranks
+from sft_experiments.run.record import Record, Status, read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.schema import PeftMethod
+
+LARGEST = "largest_batch"  # in plan.json: the per-device batch that was left when a larger one had not fitted
 
 
 def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
@@ -26,7 +39,8 @@ def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
 def with_batch(trial: Trial, batch: BatchPlan, note: str) -> Trial:
     """The trial with another split of the same effective batch, in its plan and its record."""
     plan = replace(trial.plan, batch=batch)
-    record = replace(trial.record, plan={**trial.record.plan, **plan.as_dict()}, notes=[*trial.record.notes, note])
+    described = {**trial.record.plan, **plan.as_dict(), LARGEST: batch.per_device_train_batch_size}
+    record = replace(trial.record, plan=described, notes=[*trial.record.notes, note])
     return replace(trial, plan=plan, record=record)
 
 
@@ -42,17 +56,46 @@ def limited(trial: Trial, limit: int) -> Trial:
 
 def same_shape(one: Trial, other: Trial) -> bool:
     """Whether two trials need the same memory per example."""
-    return _shape(one) == _shape(other)
+    return _shape(one.record) == _shape(other.record)
 
 
-def _shape(trial: Trial) -> tuple[Any, ...]:
-    config = trial.config
-    return (
-        (config.model.name, str(config.model.config), config.model.attn_implementation),
-        (config.dataset.max_length, config.dataset.packing),
-        (config.peft.method, config.peft.r, config.peft.target_modules),
-        (config.train.optim, config.train.activation_checkpointing, trial.plan.precision.value),
-    )
+def recall(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials with what earlier launches have learnt: no per-device batch beyond what fitted one of the same shape.
+
+    Reads the records beside the trials, once. ``rerun=true`` tries anew.
+    """
+    roots = {trial.folder.path.parent for trial in trials if not trial.config.rerun}
+    limits = dict(sorted((limit for root in roots for limit in _learnt(root)), key=itemgetter(1), reverse=True))
+    if not limits:
+        return list(trials)
+    return [
+        trial if trial.config.rerun else limited(trial, limits.get(_shape(trial.record), sys.maxsize))
+        for trial in trials
+    ]
+
+
+def _learnt(root: Path) -> Iterator[tuple[str, int]]:
+    """Shapes whose batch had to be halved, with what was left. A record that cannot be read tells nothing."""
+    for folder in find_run_folders(root) if root.is_dir() else []:
+        try:
+            record = read_record(folder)
+        except RunFolderError:
+            continue
+        if LARGEST in record.plan:
+            yield _shape(record), record.plan[LARGEST]
+
+
+def _shape(record: Record) -> str:
+    """All that decides what an example needs, and what there is: settings, number format and devices."""
+    config, plan = record.config, record.plan
+    groups = {
+        "model": ("name", "config", "attn_implementation"),
+        "dataset": ("max_length", "packing"),
+        "peft": ("method", "r", "target_modules"),
+        "train": ("optim", "activation_checkpointing"),
+    }
+    settings = [config.get(group, {}).get(key) for group, keys in groups.items() for key in keys]
+    return json.dumps([settings, plan["precision"]["value"], plan["device"], num_ranks(record)], sort_keys=True)
 
 
 def advise_on_memory(trial: Trial, record: Record) -> None:

@@ -21,7 +21,7 @@ from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.launch import log_tail, settle
 from sft_experiments.run.lock import is_held
 from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
-from sft_experiments.run.retry import advise_on_memory, limited, same_shape, smaller_batch
+from sft_experiments.run.retry import advise_on_memory, limited, recall, same_shape, smaller_batch
 from sft_experiments.run.trial import Trial
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
@@ -43,7 +43,7 @@ def launch(
     """Run the cells and return Hydra's account of them; failures are returned, never raised."""
     sweep = read_sweep(Path(master.hydra.sweep.dir))
     trials = [planned_cell(context, master, sweep, list(overrides)) for overrides in job_overrides]
-    records = Pool(trials, sweep.concurrent_trials).run()
+    records = Pool(recall(trials), sweep.concurrent_trials).run()
     return [job_return(list(overrides), record) for overrides, record in zip(job_overrides, records, strict=True)]
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft_experiments.errors import ModelError
+from sft_experiments.training.repeated_rows import ROW_STARTS
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -56,7 +57,7 @@ def _logits_of_second(model: PreTrainedModel, collate: Collate, first: list[int]
     inputs = {
         key: value.to(model.device) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
-        if key != "labels"
+        if key not in {"labels", ROW_STARTS}
     }
     logits: torch.Tensor = model(**inputs, use_cache=False).logits
     return logits[0, len(first) :].float()

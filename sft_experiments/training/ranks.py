@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Optional
 
+import psutil
 import torch
 import torch.distributed
 from accelerate import PartialState
@@ -102,9 +103,6 @@ def end_with_launcher(launcher: Optional[int]) -> None:
 
 def _lives(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass
-    return True

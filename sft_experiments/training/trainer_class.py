@@ -24,6 +24,7 @@ from sft_experiments.training.loss_head import (
     choose_loss_head,
     sums_from_fused,
 )
+from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 # Decoders for which a right-padded batch gives the same result with and without its attention mask (each one is
 # checked in tests/training/test_trainer_class.py): attention is causal, so no real token ever looks at padding.
@@ -37,6 +38,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
 
     Expects tokenized rows and TRL's own collator. ``loss_head`` tells which implementation runs, and why.
     """
+
+    data_collator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,6 +56,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         if self.loss_head.value == LABELLED_ROWS:
             add_loss_head(model)
         self.drops_padding_mask = self._can_drop_padding_mask(model.config)
+        if self.args.packing and self.padding_free and self.accelerator.num_processes > 1:
+            self.data_collator = WithRowStarts(self.data_collator)
         self._train_sums = self._zero_sums()
         self._eval_sums = self._zero_sums()
         self._since_log = [0.0, 0.0, 0.0]  # nats, supervised tokens, correct tokens already read from the device
@@ -92,6 +97,14 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
             return loss
         with torch.no_grad():
             return loss, model(**{key: value for key, value in inputs.items() if key != "labels"})
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """As upstream: supervised tokens of a whole step. Its batches have all been read, so the last one is known."""
+        for batch in batch_samples[-1:]:
+            self._train_sums[3] -= unlabel_repeated_rows(self.accelerator, batch)
+        for batch in batch_samples[:-1]:
+            batch.pop(ROW_STARTS, None)
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> LossSums:
         if self.loss_head.value == LABELLED_ROWS:
@@ -201,19 +214,5 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
-        self._unlabel_repeated_rows(inputs)
+        unlabel_repeated_rows(self.accelerator, inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
-    def _unlabel_repeated_rows(self, inputs: dict[str, Any]) -> None:
-        """The last batch over several ranks is filled up with rows from the start: count each row once."""
-        loader = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not loader.end_of_dataloader or loader.remainder <= 0:
-            return
-        starts = inputs.get("cu_seq_lens_q")  # padding-free: one document per row, behind each other
-        num_rows = len(inputs["labels"]) if starts is None else len(starts) - 1
-        first_repeated = max(0, loader.remainder - self.accelerator.process_index * num_rows)
-        if first_repeated < num_rows:
-            if starts is None:
-                inputs["labels"][first_repeated:] = -100
-            else:
-                inputs["labels"][:, starts[first_repeated] :] = -100

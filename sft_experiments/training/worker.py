@@ -43,7 +43,7 @@ SIGNAL_EXIT = 128
 NOWHERE = Path(os.devnull)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ORPHAN_POLL_SECONDS = 1.0
-LONGEST_REASON = 400  # characters of a failure's message in the record; the log holds all of it
+LONGEST_REASON = 400  # characters in the record of a message that is not ours; the log holds all of it
 
 
 def main(arguments: list[str]) -> int:
@@ -91,7 +91,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         record.notes = list(dict.fromkeys(record.notes))  # a resumed run meets some of them again
         record.timings["total"] = round(record.timings.get("total", 0.0) + time.monotonic() - started, 3)
         record.write(folder)
-        if record.status is Status.completed:
+        if record.status is Status.completed and this_rank() == 0:
             drop_training_state(folder.checkpoints)
         return code
 
@@ -118,16 +118,19 @@ def _mark_started(record: Record, folder: RunFolder) -> None:
 
 
 def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
-    """Classify the error, keep the traceback in the log, put the reason into the record."""
+    """Classify the error, keep the traceback in the log, put the reason into the record.
+
+    One of our errors goes to the log only: the command that started this worker ends with it.
+    """
     message = redact_text(str(error).strip() or type(error).__name__)
     if isinstance(error, SftError):
-        print(message, file=sys.stderr)
+        print(message, file=sys.stderr.file if isinstance(sys.stderr, Copy) else sys.stderr)
     else:
         print(redact_text(traceback.format_exc()), file=sys.stderr)
+        message = "; ".join(line.strip() for line in message.splitlines())[:LONGEST_REASON]
     sys.stderr.flush()
     record.status = status_of(error)
-    reason = "; ".join(line.strip() for line in message.splitlines())[:LONGEST_REASON]
-    record.failure = Failure(type(error).__name__, reason, log_tail(folder))
+    record.failure = Failure(type(error).__name__, message, log_tail(folder))
     return error.exit_code if isinstance(error, SftError) else 1
 
 

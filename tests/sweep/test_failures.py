@@ -90,6 +90,20 @@ def test_out_of_memory_keeps_the_effective_batch_and_the_result(
     assert second.attempts == 1  # waited, and so started with what fits
 
 
+def test_a_later_launch_starts_with_the_batch_that_fitted(
+    sweep: Callable[..., Done], plant: Callable[..., None], quiet: Done
+) -> None:
+    plant({"at": 3, "do": "run_out_of_memory", "fits": 2})
+    assert sweep("train.learning_rate=0.001").code == 0
+    done = sweep("train.learning_rate=0.001,0.002")
+    assert done.code == 0, done.shown
+    new = done.by_rate()[0.002]
+    assert new.attempts == 1
+    assert new.plan["batch"]["per_device_train_batch_size"] == 2
+    assert new.notes == ["per-device batch 2: a larger one did not fit"]
+    assert new.objective == pytest.approx(quiet.by_rate()[0.002].objective, abs=1e-5)
+
+
 def test_fail_fast_starts_nothing_after_the_first_failure(
     sweep: Callable[..., Done], plant: Callable[..., None]
 ) -> None:
