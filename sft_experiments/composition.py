@@ -19,8 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
 from sft_experiments.errors import ConfigError
 from sft_experiments.run.trial import Request, Trial, plan_trial
+from sft_experiments.schema import SearchMethod
+from sft_experiments.sweep.bayes import SearchAhead, look_ahead
 from sft_experiments.sweep.cells import override_values
-from sft_experiments.sweep.grid import plan_sweep
+from sft_experiments.sweep.grid import plan_search, plan_sweep
 from sft_experiments.sweep.ledger import Sweep
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
@@ -46,6 +48,16 @@ class Composition:
         """The sweep and its planned cells."""
         plans, cells = plan_sweep(self.context, self.master, self.overrides)
         return plans, list(cells.values())
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the cells are chosen as the sweep goes on."""
+        return self.is_sweep and self.master.sweep.search is SearchMethod.bayes
+
+    def search(self) -> SearchAhead:
+        """The Bayesian search, what it has proposed so far, and examples of what it may."""
+        plans, space = plan_search(self.context, self.master, self.overrides)
+        return look_ahead(self.context, self.master, plans, space)
 
 
 @contextmanager

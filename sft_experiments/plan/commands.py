@@ -11,10 +11,11 @@ from sft_experiments.plan.facts import DataFacts, data_facts
 from sft_experiments.plan.fit import on_a_gpu, parse_size
 from sft_experiments.plan.forecast import Forecast, forecast
 from sft_experiments.plan.shape import Shape, shape_of
-from sft_experiments.run.record import Status
 from sft_experiments.run.trial import Trial
 from sft_experiments.schema import Config
+from sft_experiments.sweep.bayes import SearchAhead
 from sft_experiments.sweep.ledger import Sweep
+from sft_experiments.sweep.pool import needs_running
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Outlook:
     forecasts: list[Forecast]
     facts: list[Optional[DataFacts]]
     price_per_hour: Optional[float]
+    search: Optional[SearchAhead] = None  # a Bayesian one: the trials are those of the points proposed so far
+    examples: Optional["Outlook"] = None  # of a search: points drawn at random, like those to come
 
     @property
     def concurrent_trials(self) -> int:
@@ -37,14 +40,26 @@ class Outlook:
         return [record.status.value if record else "new" for record in earlier]
 
     def seconds_to_run(self) -> Optional[float]:
-        """Device time of the trials that are not completed; None when one of them is unknown."""
+        """Device time of the trials that the command would train; None when one of them is unknown."""
         pending = [
             item.duration.seconds if item.duration else None
-            for item, state in zip(self.forecasts, self.states(), strict=True)
-            if state != Status.completed.value
+            for item, trial in zip(self.forecasts, self.trials, strict=True)
+            if needs_running(trial, retry_failed=self.sweep is None or trial.config.sweep.retry_failed)
         ]
+        pending += [self.seconds_of_examples()[0]] * self.left
         known = [seconds for seconds in pending if seconds is not None]
         return sum(known) if len(known) == len(pending) else None
+
+    @property
+    def left(self) -> int:
+        """How many points a search has still to propose."""
+        return max(0, self.search.num_trials - len(self.trials)) if self.search else 0
+
+    def seconds_of_examples(self) -> tuple[Optional[float], Optional[float]]:
+        """Device time of one example on average and at most; None when it is unknown."""
+        durations = [item.duration for item in self.examples.forecasts] if self.examples else []
+        seconds = [duration.seconds for duration in durations if duration]
+        return (sum(seconds) / len(seconds), max(seconds)) if seconds else (None, None)
 
 
 def plan(arguments: list[str], sweep_by_default: bool = False) -> int:
@@ -79,13 +94,25 @@ def outlook(overrides: list[str], options: Namespace, sweep_by_default: bool = F
 
     device_bytes = parse_size(options.device_memory) if options.device_memory else None
     with composed(overrides, sweep_by_default) as composition:
+        if composition.is_search:
+            search = composition.search()
+            examples = outlook_of(search.sweep, search.examples, device_bytes, options.price)
+            found = outlook_of(search.sweep, search.proposed, device_bytes, options.price)
+            return replace(found, search=search, examples=examples)
         if composition.is_sweep:
             sweep, trials = composition.sweep()
         else:
             sweep, trials = None, [composition.trial()]
+    return outlook_of(sweep, trials, device_bytes, options.price)
+
+
+def outlook_of(
+    sweep: Optional[Sweep], trials: list[Trial], device_bytes: Optional[float], price: Optional[float]
+) -> Outlook:
+    """The forecast of each trial."""
     if device_bytes is not None:
         trials = [replace(trial, plan=on_a_gpu(trial.config, trial.plan, device_bytes)) for trial in trials]
-    runs = measured_runs(Path(trials[0].config.output_dir))
+    runs = measured_runs(Path(trials[0].config.output_dir)) if trials else []
     known_facts = Remembered(data_facts, lambda config: (repr(config.dataset), repr(config.model)))
     known_shapes = Remembered(lambda config: shape_of(config.model), lambda config: repr(config.model))
     facts: list[Optional[DataFacts]] = [known_facts(trial.config) for trial in trials]
@@ -94,7 +121,7 @@ def outlook(overrides: list[str], options: Namespace, sweep_by_default: bool = F
         forecast(trial.config, trial.plan, fact, shape, runs, device_bytes)
         for trial, fact, shape in zip(trials, facts, shapes, strict=True)
     ]
-    return Outlook(sweep, trials, forecasts, facts, options.price)
+    return Outlook(sweep, trials, forecasts, facts, price)
 
 
 class Remembered:
@@ -129,9 +156,22 @@ def as_dict(found: Outlook) -> dict[str, Any]:
     ]
     return {
         "sweep": str(found.sweep.folder) if found.sweep else None,
+        "search": search_as_dict(found) if found.search else None,
         "concurrent_trials": found.concurrent_trials,
         "device_seconds": seconds,
         "wall_seconds": None if seconds is None else seconds / found.concurrent_trials,
         "price": None if seconds is None or found.price_per_hour is None else seconds / 3600 * found.price_per_hour,
         "cells": cells,
+    }
+
+
+def search_as_dict(found: Outlook) -> dict[str, Any]:
+    """What is known of a Bayesian search whose cells are not."""
+    assert found.search is not None
+    average, most = found.seconds_of_examples()
+    return {
+        "space": {key: str(dimension) for key, dimension in found.search.space.dimensions.items()},
+        "num_trials": found.search.num_trials,
+        "left": found.left,
+        "trial_seconds": {"average": average, "most": most},
     }

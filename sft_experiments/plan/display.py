@@ -1,5 +1,6 @@
 """The terminal's view of a plan: the cells of a sweep, or one run in detail."""
 
+from collections import Counter
 from typing import Optional
 
 from rich.table import Table
@@ -11,29 +12,43 @@ from sft_experiments.plan.fit import gib
 from sft_experiments.plan.forecast import Forecast
 from sft_experiments.plan.memory import MemoryEstimate
 from sft_experiments.report.number_format import format_value
-from sft_experiments.show import console, show_plan, show_warnings, values_table
+from sft_experiments.show import console, show_plan, show_search_plan, show_warnings, values_table
+from sft_experiments.sweep.ledger import Sweep
 
 
 def show_outlook(found: Outlook) -> None:
     """One run in detail, or a row for each cell; then data, memory, time and what is unusual."""
-    first, ahead = found.trials[0], found.forecasts[0]
+    some = found.examples or found
+    first, ahead = some.trials[0], some.forecasts[0]
     if found.sweep is None:
         show_plan(first)
         _show_steps(ahead)
     else:
-        name, parallel = found.sweep.name, found.concurrent_trials
-        console.print(
-            f"[bold]{name}[/bold]  {len(found.trials)} trials, {parallel} at a time  [dim]{found.sweep.folder}[/dim]"
-        )
-        console.print(_cells(found))
+        _show_sweep(found, found.sweep)
         for label, choice in (("device", first.plan.device), ("precision", first.plan.precision)):
             console.print(f"  {label:<10} {choice.value} [dim]({choice.reason})[/dim]")
         fixed = {key: entry for key, entry in first.record.plan["values"].items() if key not in found.sweep.axes}
         console.print(values_table(fixed))
-        show_warnings(list(dict.fromkeys(warning for trial in found.trials for warning in trial.plan.warnings)))
-    _show_data(found.facts[0])
-    _show_memory(found)
+        show_warnings(list(dict.fromkeys(warning for trial in some.trials for warning in trial.plan.warnings)))
+    _show_data(some.facts[0])
+    _show_memory(some)
     _show_time(found)
+
+
+def _show_sweep(found: Outlook, sweep: Sweep) -> None:
+    """Its cells; of a search, what it may choose from and those that it has chosen so far."""
+    if found.search is not None:
+        show_search_plan(sweep, found.search.space, found.search.num_trials)
+        states = Counter(found.states())
+        counted = ": " * bool(states) + ", ".join(f"{number} {state}" for state, number in states.items())
+        console.print(f"  so far     {len(found.trials)} of {found.search.num_trials} points proposed{counted}")
+    else:
+        console.print(
+            f"[bold]{sweep.name}[/bold]  {len(found.trials)} trials, {found.concurrent_trials} at a time"
+            f"  [dim]{sweep.folder}[/dim]"
+        )
+    if found.trials:
+        console.print(_cells(found))
 
 
 def _show_steps(ahead: Forecast) -> None:
@@ -115,8 +130,8 @@ def _parts(memory: MemoryEstimate) -> str:
 
 
 def _show_time(found: Outlook) -> None:
-    seconds = found.seconds_to_run()
-    bases = [item.duration.basis for item in found.forecasts if item.duration]
+    seconds, some = found.seconds_to_run(), found.examples or found
+    bases = [item.duration.basis for item in some.forecasts if item.duration]
     if seconds is None or not bases:
         console.print("  time       unknown until the data have been counted, or for a device without a known peak")
     elif not seconds:
@@ -130,9 +145,15 @@ def _show_time(found: Outlook) -> None:
         console.print(
             f"  time       about {duration_text(seconds)} of training ({hours}{wall}{price}) [dim]({bases[0]})[/dim]"
         )
-    disk = max((item.disk_bytes or 0 for item in found.forecasts), default=0)
+        average, most = found.seconds_of_examples()
+        if found.left and average is not None and most is not None:
+            console.print(
+                f"             {duration_text(average)} a trial on average, {duration_text(most)} at most"
+                f" [dim](of {len(some.trials)} points drawn at random)[/dim]"
+            )
+    disk = max((item.disk_bytes or 0 for item in some.forecasts), default=0)
     if disk:
-        together = disk * min(found.concurrent_trials, len(found.trials))
+        together = disk * min(found.concurrent_trials, len(some.trials))
         console.print(f"  disk       up to {gib(together)} while training")
 
 

@@ -1,155 +1,136 @@
-"""Bayesian search: Optuna proposes points from what earlier ones scored. Its study lies in the sweep's folder.
+"""Bayesian search: Optuna proposes points from what earlier ones scored, as many at a time as trials run at once.
 
-A killed or stopped search goes on: points that were being trained are trained to their end first, and each batch of
-proposals is seeded by the number of points before it, so that the same points follow.
+A killed or stopped search goes on with the batch that it was in: the study knows its points, their records say how far
+they are, and the study learns from them in the order of their numbers, whichever ended first. So the points that follow
+are those that would have followed.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from sft_experiments.errors import ConfigError, MissingDependencyError
-from sft_experiments.run.record import Status, read_record
+from sft_experiments.errors import ConfigError
+from sft_experiments.run.record import read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.ledger import Sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
-from sft_experiments.sweep.space import Dimension, Interval, Space
+from sft_experiments.sweep.pool import needs_running
+from sft_experiments.sweep.space import Space, drawn_cells
+from sft_experiments.sweep.study import BATCH, Point, look_at_trials, open_study, point_of, propose, tell
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-STUDY_FILE = "study.db"
-STARTUP_TRIALS = 5  # points at random before the model of the objective is of any use
-POINT = "point"  # attribute of a study's trial: the values as they were written into the overrides
+
+def check_search(context: HydraContext, master: DictConfig, plans: Sweep, space: Space) -> None:
+    """Raise ``ConfigError`` for settings that cannot go together, and for mistakes in any value of the space."""
+    if space.seeds:
+        raise ConfigError(
+            f"sweep.num_seeds={master.sweep.num_seeds}: Bayesian search trains each point once; confirm its"
+            " winner with sweep=seeds"
+        )
+    plan_cells(context, master, plans, space.corners())
+
+
+@dataclass(frozen=True)
+class SearchAhead:
+    """A search that is looked at without running."""
+
+    sweep: Sweep
+    space: Space
+    num_trials: int
+    proposed: list[Trial]  # of the points so far
+    examples: list[Trial]  # of points drawn at random, to judge those to come
+
+
+def look_ahead(context: HydraContext, master: DictConfig, plans: Sweep, space: Space) -> SearchAhead:
+    """How far the search is, and what may come. Writes nothing."""
+    points = [point_of(one, space.dimensions) for one in look_at_trials(plans.folder)]
+    proposed = [trial for point in points for trial in plan_cells(context, master, plans, space.cells(point)).values()]
+    examples = plan_cells(context, master, plans, list(drawn_cells(space, master)))
+    return SearchAhead(plans, space, int(master.sweep.num_trials), proposed, list(examples.values()))
 
 
 class Search:
     """The study of one sweep, and the trials that its points stand for."""
 
     def __init__(self, context: HydraContext, master: DictConfig, plans: Sweep, space: Space) -> None:
-        if space.seeds:
-            raise ConfigError(
-                f"sweep.num_seeds={master.sweep.num_seeds}: Bayesian search trains each point once; confirm its"
-                " winner with sweep=seeds"
-            )
         self.context, self.master, self.plans, self.space = context, master, plans, space
         self.trials: dict[str, Trial] = {}  # of all points, by id
+        self.returns: list[JobReturn] = []
         self.num_trials = int(master.sweep.num_trials)
-        self.study = open_study(plans.folder, plans.name, master.objective.direction.name)
+        objective = master.objective
+        self.study = open_study(plans.folder, plans.name, objective.direction.name, objective.metric)
 
     def run(self, launcher: Launcher) -> list[JobReturn]:
         """Batch after batch until the study has ``sweep.num_trials`` points, those of earlier launches included."""
-        returns: list[JobReturn] = []
-        self._remember_earlier_points()
+        self._take_up_earlier_points(launcher)
         while batch := self._next_batch():
-            planned = {number: self._plan(point) for number, point in batch.items()}
-            self._admit([trial for _, trial in planned.values()])
-            self.plans.cells = {trial.id: trial.record.axes for trial in self.trials.values()}
-            self.plans.write()
-            overrides = dict.fromkeys(tuple(one) for one, _ in planned.values())  # two proposals may be one point
-            returns += launcher.launch([list(one) for one in overrides], len(returns))
-            for number, (_, trial) in planned.items():
-                self._tell(number, trial)
-        return returns
+            trials = self._train(launcher, [self._point(one) for one in batch])
+            records = [read_record(trial.folder) for trial in trials]
+            for one, trial in zip(batch, trials, strict=True):
+                if not needs_running(trial, retry_failed=False):  # else sweep.fail_fast has kept it waiting
+                    tell(self.study, one, trial.folder)
+            if self.master.sweep.fail_fast and any(record.status.is_failure for record in records):
+                break
+        return self.returns
 
-    def _remember_earlier_points(self) -> None:
-        """Finished points belong to the account of the sweep, whichever launch trained them."""
-        for one in self.study.get_trials(deepcopy=False):
-            if one.state.is_finished():
-                _, trial = self._plan(self._point(one))
-                self.trials[trial.id] = trial
+    def _take_up_earlier_points(self, launcher: Launcher) -> None:
+        """What earlier launches trained belongs to the account of the sweep.
+
+        ``rerun``, ``sweep.retry_failed`` and deleted folders train again; the study keeps what it was told.
+        """
+        points = [self._point(one) for one in self._known() if one.state.is_finished()]
+        trials = [self._plan(point)[1] for point in points]
+        self.trials |= {trial.id: trial for trial in trials}
+        retry = bool(self.master.sweep.retry_failed)
+        again = [point for point, trial in zip(points, trials, strict=True) if needs_running(trial, retry)]
+        if again:
+            self._train(launcher, again)
+
+    def _next_batch(self) -> list["FrozenTrial"]:
+        """The batch that an earlier launch was in, completed if that was killed while it proposed, else a new one."""
+        known = self._known()
+        open_ = [one for one in known if not one.state.is_finished()]
+        first = int(open_[0].user_attrs[BATCH]) if open_ else len(known)
+        if len(open_) == len(known) - first:  # none of the batch has been told: all of it proposed alike
+            size = min(self.plans.concurrent_trials, self.num_trials - first)
+            for _ in range(size - len(open_)):
+                propose(self.study, self.space.dimensions, int(self.master.sweep.search_seed), first)
+        return [one for one in self._known() if not one.state.is_finished()]
+
+    def _train(self, launcher: Launcher, points: list[Point]) -> list[Trial]:
+        """Launch what the points stand for; two of them may be one trial."""
+        planned = [self._plan(point) for point in points]
+        trials = [trial for _, trial in planned]
+        self._admit(trials)
+        overrides = list(dict.fromkeys(tuple(one) for one, _ in planned))
+        self.returns += launcher.launch([list(one) for one in overrides], len(self.returns))
+        return trials
 
     def _admit(self, trials: list[Trial]) -> None:
         """What every sweep does before it spends anything."""
+        is_first = not self.trials
         pin_models(trials)
         check_disk(self.plans.folder, trials, self.plans.concurrent_trials)
-        if len(self.study.get_trials(deepcopy=False)) == len(trials):
+        if is_first:
             check_first(self.master, trials)
         self.trials |= {trial.id: trial for trial in trials}
+        self.plans.cells = {trial.id: trial.record.axes for trial in self.trials.values()}
+        self.plans.write()
 
-    def _plan(self, point: dict[str, str]) -> tuple[list[str], Trial]:
+    def _plan(self, point: Point) -> tuple[list[str], Trial]:
         ((overrides, trial),) = plan_cells(self.context, self.master, self.plans, self.space.cells(point)).items()
         return list(overrides), trial
 
-    def _next_batch(self) -> dict[int, dict[str, str]]:
-        """Points by their number in the study: those that an earlier launch did not finish, else new ones."""
-        from optuna.trial import TrialState
+    def _point(self, one: "FrozenTrial") -> Point:
+        return point_of(one, self.space.dimensions)
 
-        known = self.study.get_trials(deepcopy=False)
-        open_ = {one.number: self._point(one) for one in known if one.state is TrialState.RUNNING}
-        if open_:
-            return open_
-        self.study.sampler = sampler(int(self.master.sweep.search_seed) + len(known))
-        room = min(self.plans.concurrent_trials, self.num_trials - len(known))
-        return dict(self._ask() for _ in range(room))
-
-    def _ask(self) -> tuple[int, dict[str, str]]:
-        distributions = {key: distribution(dimension) for key, dimension in self.space.dimensions.items()}
-        try:
-            asked = self.study.ask(distributions)
-        except ValueError as error:  # Optuna allows an interval to change, but not the values of a list
-            raise ConfigError(f"{self.plans.folder / STUDY_FILE} was made for another space: {error}") from None
-        point = self._texts(asked.params)
-        asked.set_user_attr(POINT, point)
-        return asked.number, point
-
-    def _point(self, one: "FrozenTrial") -> dict[str, str]:
-        """As written into the overrides; a launch may have been killed before it noted that."""
-        return one.user_attrs.get(POINT) or self._texts(one.params)
-
-    def _texts(self, values: dict[str, Any]) -> dict[str, str]:
-        dimensions = self.space.dimensions
-        return {
-            key: dimension.text(values[key]) if isinstance(dimension, Interval) else str(values[key])
-            for key, dimension in dimensions.items()
-        }
-
-    def _tell(self, number: int, trial: Trial) -> None:
-        """The study learns the record: a score, a place to avoid, or that nothing was learned."""
-        from optuna.trial import TrialState
-
-        record = read_record(trial.folder)
-        if record.status is Status.completed and record.objective is not None:
-            self.study.tell(number, record.objective)
-        elif record.status in {Status.diverged, Status.oom, Status.pruned}:
-            self.study.tell(number, state=TrialState.PRUNED)  # counts as worse than every score
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
-
-
-def open_study(folder: Path, name: str, direction: str) -> "Study":
-    """The study in the sweep's folder, new or as it was left. Raises ``MissingDependencyError`` without Optuna."""
-    try:
-        import optuna
-    except ImportError:
-        raise MissingDependencyError("sweep=optuna needs optuna: pip install 'sft-experiments[optuna]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = f"sqlite:///{(folder / STUDY_FILE).resolve()}"
-    return optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-
-
-def sampler(seed: int) -> Any:
-    """Tree-structured Parzen estimators over all dimensions together; points in training count as bad meanwhile."""
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True)
-
-
-def distribution(dimension: Dimension) -> "BaseDistribution":
-    """A dimension in Optuna's words."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not isinstance(dimension, Interval):
-        return CategoricalDistribution(dimension.values)
-    if dimension.whole:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    def _known(self) -> list["FrozenTrial"]:
+        return list(self.study.get_trials(deepcopy=False))

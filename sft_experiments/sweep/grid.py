@@ -11,13 +11,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from sft_experiments.compose import as_mapping
-from sft_experiments.errors import ConfigError, RunFolderError, SweepFailed
+from sft_experiments.errors import RunFolderError, SweepFailed
 from sft_experiments.plan.origin import select
 from sft_experiments.run.identity import NOT_IDENTITY, digest, without
 from sft_experiments.run.lock import hold
 from sft_experiments.run.trial import Trial, folder_name
 from sft_experiments.schema import SearchMethod
-from sft_experiments.sweep.bayes import Search
+from sft_experiments.sweep.bayes import Search, check_search
 from sft_experiments.sweep.cells import SEED_AXIS, axis_keys, expand
 from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
@@ -25,7 +25,7 @@ from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.finish import finish_sweep
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
-from sft_experiments.sweep.space import random_cells, search_space
+from sft_experiments.sweep.space import Space, random_cells, search_space
 from sft_experiments.sweep.stoppable import check_early_stopping
 
 SHORT_HASH = 8
@@ -59,9 +59,7 @@ def bayesian_sweep(
     """The same with cells that are chosen as the sweep goes on."""
     from sft_experiments.show import show_search_plan
 
-    check_early_stopping(master)
-    space = search_space(context, master, arguments)
-    plans = new_sweep(master, list(space.dimensions), int(master.sweep.num_trials))
+    plans, space = plan_search(context, master, arguments)
     with hold(plans.folder / LOCK_FILE, "a sweep"):
         plans.write()
         show_search_plan(plans, space, int(master.sweep.num_trials))
@@ -87,14 +85,21 @@ def plan_sweep(
     context: HydraContext, master: DictConfig, arguments: list[str]
 ) -> tuple[Sweep, dict[tuple[str, ...], Trial]]:
     """The sweep and its cells by their overrides, checked; writes nothing."""
-    method = master.sweep.search
-    if method is SearchMethod.bayes:
-        raise ConfigError("sweep.search=bayes chooses its cells as it goes on; sweep=random lists some like them")
-    cells = list((random_cells if method is SearchMethod.random else expand)(context, master, arguments))
+    is_random = master.sweep.search is SearchMethod.random
+    cells = list((random_cells if is_random else expand)(context, master, arguments))
     plans = new_sweep(master, axis_keys(cells), len(cells))
     trials = plan_cells(context, master, plans, cells)
     check_early_stopping(master, trials.values())
     return plans, trials
+
+
+def plan_search(context: HydraContext, master: DictConfig, arguments: list[str]) -> tuple[Sweep, Space]:
+    """A Bayesian search and what it may choose from, checked; writes nothing."""
+    check_early_stopping(master)
+    space = search_space(context, master, arguments)
+    plans = new_sweep(master, list(space.dimensions), int(master.sweep.num_trials))
+    check_search(context, master, plans, space)
+    return plans, space
 
 
 def new_sweep(master: DictConfig, axes: list[str], num_cells: int) -> Sweep:

@@ -5,6 +5,7 @@ In YAML: ``key: [a, b]`` or ``key: {low: 1e-5, high: 1e-3, log: true}``. At the 
 """
 
 import itertools
+import json
 import math
 import random
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 
 from sft_experiments.compose import as_mapping
 from sft_experiments.errors import ConfigError
+from sft_experiments.report.number_format import format_value
 from sft_experiments.sweep.cells import Cell, compose_cell, override_values, parse, seed_axis
 
 DRAWS_PER_TRIAL = 100  # of a space with few points many draws repeat earlier ones; then we stop
@@ -37,11 +39,18 @@ class Interval:
         return self.text(math.exp(value) if self.log else value)
 
     def __str__(self) -> str:
-        return f"{self.text(self.low)} to {self.text(self.high)}{' (log)' if self.log else ''}"
+        low, high = (format_value(json.loads(text)) for text in self.corners())
+        return f"{low} to {high}{' (log)' if self.log else ''}"
 
     def text(self, value: float) -> str:
-        """Three digits: finer differences are noise, and values stay readable."""
-        return str(round(value)) if self.whole else f"{float(f'{value:.3g}')!r}"
+        """Three digits: finer differences are noise, and values stay readable. Never outside of the interval."""
+        if self.whole:
+            return str(round(value))
+        rounded = float(f"{value:.3g}")
+        return repr(rounded if self.low <= rounded <= self.high else value)
+
+    def corners(self) -> list[str]:
+        return [self.text(self.low), self.text(self.high)]
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,9 @@ class Listed:
 
     def draw(self, source: random.Random) -> str:
         return source.choice(self.values)
+
+    def corners(self) -> list[str]:
+        return list(self.values)
 
 
 Dimension = Union[Interval, Listed]
@@ -73,6 +85,13 @@ class Space:
         chosen = [f"{key}={value}" for key, value in point.items()]
         axes = [*self.dimensions, *self.seeds]
         return [Cell([*self.fixed, *chosen, *seed], axes) for seed in itertools.product(*self.seeds.values())]
+
+    def corners(self) -> list[Cell]:
+        """A few cells in which each listed value and both ends of each interval occur, to look for mistakes."""
+        columns = {key: dimension.corners() for key, dimension in self.dimensions.items()}
+        longest = max(map(len, columns.values()))
+        points = [{key: values[row % len(values)] for key, values in columns.items()} for row in range(longest)]
+        return [cell for point in points for cell in self.cells(point)]
 
 
 def search_space(context: HydraContext, master: DictConfig, arguments: list[str]) -> Space:
@@ -120,7 +139,11 @@ def _interval(key: str, low: Any, high: Any, log: bool) -> Interval:
 
 def random_cells(context: HydraContext, master: DictConfig, arguments: list[str]) -> Iterator[Cell]:
     """``sweep.num_trials`` different points, drawn with ``sweep.search_seed``. A larger number keeps the first ones."""
-    space = search_space(context, master, arguments)
+    yield from drawn_cells(search_space(context, master, arguments), master)
+
+
+def drawn_cells(space: Space, master: DictConfig) -> Iterator[Cell]:
+    """The same of a space that is known."""
     wanted, seen = int(master.sweep.num_trials), set()
     for number in range(wanted * DRAWS_PER_TRIAL):
         source = random.Random(f"{master.sweep.search_seed} {number}")

@@ -1,4 +1,4 @@
-"""Bayesian search in real sweeps: seeded, its trials counted over launches, resumed where it was killed."""
+"""Bayesian search in real sweeps: its trials are counted over launches, its study can be read by others."""
 
 import sys
 from collections.abc import Callable
@@ -8,8 +8,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from sft_experiments.monitor.metrics_file import read_events
 from sft_experiments.run.record import Status
-from sft_experiments.sweep import bayes
+from sft_experiments.sweep.study import STUDY_FILE
 from tests.sweep.conftest import Done
 
 pytestmark = pytest.mark.slow
@@ -18,12 +19,8 @@ SPACE = ["sweep=optuna", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "tr
 
 
 def study_of(done: Done) -> optuna.Study:
-    storage = f"sqlite:///{done.folder / bayes.STUDY_FILE}"
+    storage = f"sqlite:///{done.folder / STUDY_FILE}"
     return optuna.load_study(study_name=None, storage=storage)
-
-
-def rates(done: Done) -> list[float]:
-    return [one.params["train.learning_rate"] for one in study_of(done).get_trials()]
 
 
 @pytest.fixture(scope="session")
@@ -35,33 +32,24 @@ def searched(sweep_in: Callable[..., Done], tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_study_holds_the_score_of_every_trial(searched: Done) -> None:
-    told = {f"{one.params['train.learning_rate']:.3g}": one.value for one in study_of(searched).get_trials()}
-    recorded = {f"{rate:.3g}": record.objective for rate, record in searched.by_rate().items()}
+    told = {one.params["train.learning_rate"]: one.value for one in study_of(searched).get_trials()}
+    recorded = {rate: record.objective for rate, record in searched.by_rate().items()}
     assert told == recorded
     assert len(told) == 7
     assert "Bayesian search, 7 trials in all" in searched.shown
 
 
-def test_a_stopped_search_goes_on_with_the_same_points(
-    sweep: Callable[..., Done], searched: Done, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tell = bayes.Search._tell
-
-    def tell_until_the_end(self: bayes.Search, number: int, trial: object) -> None:
-        if number == 5:
-            raise KeyboardInterrupt  # the process ends with one trial of the third batch told, one not
-        tell(self, number, trial)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(bayes.Search, "_tell", tell_until_the_end)
-    stopped = sweep(*SPACE, "sweep.num_trials=7")
-    assert stopped.code == 130
-    assert study_of(stopped).get_trials()[5].state is TrialState.RUNNING
-    monkeypatch.undo()
-    done = sweep(*SPACE, "sweep.num_trials=7")
-    assert done.code == 0, done.shown
-    assert rates(done) == rates(searched)
-    assert {record.attempts for record in done.records()} == {1}
-    assert [one.value for one in study_of(done).get_trials()] == [one.value for one in study_of(searched).get_trials()]
+def test_the_study_has_the_curve_and_the_folder_of_each_trial(searched: Done) -> None:
+    study = study_of(searched)
+    assert study.metric_names == ["eval/loss"]
+    for one in study.get_trials():
+        (rate,) = one.params.values()
+        events = read_events(searched.trial(rate).metrics)
+        assert one.intermediate_values == {
+            event["step"]: event["eval/loss"] for event in events if "eval/loss" in event
+        }
+        assert one.user_attrs["run"] == searched.trial(rate).path.name
+        assert one.user_attrs["status"] == "completed"
 
 
 def test_the_number_of_trials_is_a_total_and_failures_count(
@@ -77,6 +65,31 @@ def test_the_number_of_trials_is_a_total_and_failures_count(
     more = sweep(*SPACE, "sweep.num_trials=3", "sweep.concurrent_trials=1")
     assert "1 of 3 trials did not complete" in more.shown
     assert [record.status for record in more.records()].count(Status.completed) == 2
+    retried = sweep(*SPACE, "sweep.num_trials=3", "sweep.retry_failed=true", "sweep.concurrent_trials=1")
+    assert retried.code == 0, retried.shown
+    assert [record.status for record in retried.records()] == [Status.completed] * 3
+    assert sorted(record.attempts for record in retried.records()) == [1, 1, 2]
+    assert len(study_of(retried).get_trials()) == 3
+
+
+def test_fail_fast_starts_no_further_trial_and_a_relaunch_goes_on(
+    sweep: Callable[..., Done], plant: Callable[..., None]
+) -> None:
+    plant({"at": 1, "do": "fail", "once": True})
+    settings = [*SPACE, "sweep.num_trials=3", "sweep.concurrent_trials=1", "sweep.fail_fast=true"]
+    first = sweep(*settings)
+    assert first.code == 1
+    assert [record.status for record in first.records()] == [Status.failed]
+    again = sweep(*settings)
+    assert len(again.records()) == 3
+    assert [one.state for one in study_of(again).get_trials()] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+
+
+def test_a_wrong_value_anywhere_in_the_space_is_refused_before_anything_is_written(sweep: Callable[..., Done]) -> None:
+    done = sweep(*SPACE, "train.effective_batch_size=8,0")
+    assert done.code == 2
+    assert "train.effective_batch_size=0" in done.shown
+    assert not (done.home / "outputs").exists()
 
 
 def test_without_optuna_the_error_names_the_extra(
@@ -94,3 +107,11 @@ def test_a_changed_list_of_values_is_refused_with_the_studys_name(sweep: Callabl
     changed = sweep(*small[:3], "train.learning_rate=1e-3,3e-3", "sweep.num_trials=2")
     assert changed.code == 2
     assert "was made for another space" in changed.shown
+
+
+def test_a_dimension_that_becomes_fixed_is_another_space(sweep: Callable[..., Done]) -> None:
+    small = ["sweep=optuna", "train.max_steps=1", "sweep.num_trials=1", "train.effective_batch_size=8,16"]
+    assert sweep(*small).code == 0
+    fixed = sweep(*small[:2], "sweep.num_trials=2", "train.effective_batch_size=8")
+    assert fixed.code == 2
+    assert "was made for another space: it searches train.effective_batch_size, train.learning_rate" in fixed.shown

@@ -1,0 +1,72 @@
+"""`sft plan` of searches: the points that a random one draws, and how far a Bayesian one is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_experiments.plan.commands import _options as plan_options
+from sft_experiments.plan.commands import as_dict, outlook, plan
+from tests.conftest import SMALL_DEMO, Sft
+
+RATES = "train.learning_rate=tag(log,interval(1e-4,1e-2))"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    options, overrides = plan_options().parse_known_args(list(arguments))
+    return as_dict(outlook(overrides, options))
+
+
+def test_a_random_search_lists_the_points_that_it_will_draw() -> None:
+    cells = planned("sweep=random", "sweep.num_trials=5", RATES)["cells"]
+    assert len({cell["trial_id"] for cell in cells}) == 5
+    assert {cell["state"] for cell in cells} == {"new"}
+    assert all(1e-4 <= cell["axes"]["train.learning_rate"] <= 1e-2 for cell in cells)
+    assert planned("sweep=random", "sweep.num_trials=7", RATES)["cells"][:5] == cells
+
+
+def test_a_bayesian_search_shows_its_space_and_what_a_trial_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned("sweep=optuna", "sweep.num_trials=6", RATES, "train.max_steps=10")
+    assert found["cells"] == []
+    assert found["search"]["space"]["train.learning_rate"] == "1e-4 to 0.01 (log)"
+    assert (found["search"]["num_trials"], found["search"]["left"]) == (6, 6)
+    plan(["sweep=optuna", "sweep.num_trials=6", RATES])
+    shown = capsys.readouterr().out
+    assert "Bayesian search, 6 trials in all" in shown
+    assert "0 of 6 points proposed" in shown
+    assert list(tmp_path.glob("outputs/*")) == []
+
+
+@pytest.mark.slow
+def test_a_search_under_way_shows_its_points_with_their_states_and_what_is_left(
+    sft: Sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*SMALL_DEMO, "sweep=optuna", "train.effective_batch_size=8,16", "train.max_steps=4", "logger=none"]
+    wild = [*settings, "train.learning_rate=1e-3,1e30"]
+    done = sft("sweep", *wild, "sweep.num_trials=5")
+    assert "diverged" in done.stdout
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in tmp_path.rglob("*") if file.is_file()}
+    shown = sft("plan", *wild, "sweep.num_trials=8")
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(sft("plan", "--json", *wild, "sweep.num_trials=8").stdout)
+    after = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in tmp_path.rglob("*") if file.is_file()}
+    assert after == before
+    states = [cell["state"] for cell in found["cells"]]
+    assert len(states) == 5
+    assert set(states) == {"completed", "diverged"}
+    assert found["search"]["left"] == 3
+    assert found["device_seconds"] == pytest.approx(3 * found["search"]["trial_seconds"]["average"])
+    assert f"5 of 8 points proposed: {states.count('completed')} completed, {states.count('diverged')} diverged" in (
+        shown.stdout
+    )
+    full = json.loads(sft("plan", "--json", *wild, "sweep.num_trials=5").stdout)
+    assert (full["search"]["left"], full["device_seconds"]) == (0, 0)
