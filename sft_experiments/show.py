@@ -128,7 +128,7 @@ def show_sweep_outcome(sweep: Sweep, trials: list[Trial], notes: list[str]) -> i
     console.print()
     print_ranked_table([sweep.folder], Console(highlight=False))
     for trial, record in failed:
-        reason = record.failure.message if record.failure else "not finished"
+        reason = " ".join(record.failure.message.split()) if record.failure else "not finished"
         console.print(Text(f"{record.status.value}: {record.label or trial.id}: {reason}", style="red"))
         console.print(Text(f"  log: {trial.folder.log}", style="dim"))
     show_notes(notes)

@@ -202,6 +202,17 @@ def test_an_error_of_the_worker_keeps_its_exit_code(sft, tmp_path: Path, content
     assert "Traceback" not in done.stderr
 
 
+def test_an_error_of_the_worker_is_told_once_and_whole_and_stands_in_the_log(sft, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": 1, "completion": "b"}\n' * 4)
+    files = "dataset.train_files=rows.jsonl", "dataset.validation_files=rows.jsonl"
+    done = sft("train", "dataset=prompt_completion", *files, "logger=none")
+    advice = "Correct the data, or leave such rows out: dataset.rules.missing_column=drop"
+    assert (done.stdout + done.stderr).count(advice) == 1
+    assert done.stderr.startswith("sft train: train: 4 rows")
+    (log,) = tmp_path.rglob("log.txt")
+    assert log.read_text().count(advice) == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -41,7 +41,7 @@ class Failure:
     """Why a trial did not complete."""
 
     kind: str  # exception class, signal name or exit code
-    message: str
+    message: str  # several lines when data have several faults
     log_tail: list[str] = field(default_factory=list)  # the last lines of log.txt
 
 
