@@ -14,6 +14,7 @@ FACTS: dict[str, Reader] = {
     "status": lambda run: run.record.status.value,
     "objective": lambda run: run.record.objective,
     "best_step": lambda run: number(run.record.metrics, "best/step"),
+    "rung": lambda run: number(run.record.metrics, "rung"),
     "tokens": lambda run: number(run.record.metrics, "tokens"),
     "seconds": lambda run: number(run.record.timings, "total") or number(run.record.timings, "train"),
     "tokens_per_second": lambda run: number(run.record.metrics, "train/tokens_per_second"),

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sft_experiments.report.collect import Collection, Run
+from sft_experiments.report.collect import Collection, Run, number
 from sft_experiments.report.columns import SEED_KEYS, differing_keys, identity, shown_keys
 from sft_experiments.report.comparability import comparability_notes
 from sft_experiments.report.statistics import mean, pooled_variance, student_quantile, variance
@@ -122,12 +122,20 @@ def compare_runs(collection: Collection) -> Comparison:
         metric,
         direction,
         _ranked(cells, direction, noise),
-        unranked,
+        sorted(unranked, key=_place_at_rung),
         noise,
         shown_keys(runs),
         notes,
         collection.problems,
     )
+
+
+def _place_at_rung(run: Run) -> tuple[float, float]:
+    """Runs that wait at a rung of a sweep compare with those at the same rung: the furthest first, others last."""
+    rung, value = number(run.record.metrics, "rung"), number(run.record.metrics, run.record.objective_metric)
+    if run.record.status is not Status.pruned or rung is None or value is None:
+        return 0.0, 0.0
+    return -rung, value if run.record.objective_direction == "minimize" else -value
 
 
 def in_common_units(runs: list[Run]) -> tuple[list[Run], list[str]]:

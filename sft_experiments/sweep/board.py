@@ -23,6 +23,7 @@ STYLES = {
     Status.pruned: "cyan",
 }
 WIDTHS = {"status": 9, "step": 9, "loss": 6, "eval": 6, "tokens/s": 8, "time": 6}  # the label gets what is left
+RUNG_WIDTH = 4  # of one more column where trials wait at rungs
 UNFINISHED = (Status.pending, Status.running, Status.preempted)  # the same command goes on with these
 TAIL_BYTES = 4096  # enough for the last few lines of metrics.jsonl
 
@@ -38,6 +39,7 @@ class Row:
     latest: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     started: float = 0.0  # on the monotonic clock; 0: by another process
+    rung: int | None = None  # where a pruned trial waits
 
 
 class Board:
@@ -53,11 +55,13 @@ class Board:
         record = read_record(folder)
         seconds, steps = seconds_of(record), record.plan.get("steps", {}).get("total_steps", 0)
         label = short_label(record.label) or record.trial_id
-        return Row(folder, label, record.status, steps, latest_metrics(folder), seconds)
+        return Row(
+            folder, label, record.status, steps, latest_metrics(folder), seconds, rung=record.metrics.get("rung")
+        )
 
     def started(self, folder: RunFolder) -> None:
         row = self.rows[folder.path]
-        row.status, row.started = Status.running, time.monotonic()
+        row.status, row.started, row.rung = Status.running, time.monotonic(), None
 
     def retried(self, folder: RunFolder) -> None:
         self.rows[folder.path].status = Status.pending
@@ -65,6 +69,7 @@ class Board:
     def ended(self, folder: RunFolder, record: Record) -> None:
         row = self.rows[folder.path]
         row.status, row.seconds = record.status, time.monotonic() - row.started
+        row.rung = read_record(folder).metrics.get("rung")
         row.latest |= latest_metrics(folder)
 
     def refresh(self) -> None:
@@ -113,7 +118,9 @@ class PlainBoard(Board):
     def ended(self, folder: RunFolder, record: Record) -> None:
         super().ended(folder, record)
         row = self.rows[folder.path]
-        objective = "" if record.objective is None else f"  {record.objective_metric} {record.objective:.4f}"
+        value = record.objective if row.rung is None else row.latest.get(record.objective_metric)
+        where = "" if row.rung is None else f" at rung {row.rung}"
+        objective = "" if value is None else f"  {record.objective_metric} {value:.4f}{where}"
         state = f"{record.status.value:<10} {row.label}{objective}  {row.seconds:.1f} s"
         self.console.print(f"[{self.num_ended}/{len(self.rows)}] {state}", soft_wrap=True, markup=False)
 
@@ -129,8 +136,12 @@ class LiveBoard(Board):
         table.add_column("trial", overflow="ellipsis", no_wrap=True, ratio=1)
         for header, width in WIDTHS.items():
             table.add_column(header, justify="right", no_wrap=True, min_width=width)
+        rungs = any(row.rung is not None for row in self.rows.values())
+        if rungs:
+            table.add_column("rung", justify="right", no_wrap=True, min_width=RUNG_WIDTH)
         for row in self.rows.values():
-            table.add_row(row.label, *cells(row), style=STYLES.get(row.status, "red"))
+            rung = ["" if row.rung is None else str(row.rung)] if rungs else []
+            table.add_row(row.label, *cells(row), *rung, style=STYLES.get(row.status, "red"))
         return table
 
 

@@ -110,6 +110,19 @@ class RungQueue(Queue):
         record.write(trial.folder)
 
 
+def tokens_saved(trials: list[Trial]) -> list[str]:
+    """One line for the terminal on what early stopping was worth; none when nothing was stopped."""
+    rule, records = trials[0].config.sweep.early_stopping, [read_record(trial.folder) for trial in trials]
+    tokens = [int(record.metrics["tokens"]) for record in records if "tokens" in record.metrics]
+    whole = [int(record.metrics["tokens"]) for record in records if record.status is Status.completed]
+    if rule is None or not whole or len(whole) == len(tokens):
+        return []
+    times = max(whole) * len(tokens) / sum(tokens)
+    return [
+        f"sweep.early_stopping={rule.value}: {sum(tokens):,} tokens trained; all cells take {times:.2f} times as many"
+    ]
+
+
 def _is_new(trial: Trial) -> bool:
     """Never started, or to be tried once more after a failure."""
     earlier = trial.recorded()

@@ -22,6 +22,7 @@ from sft_experiments.sweep.cells import SEED_AXIS, axis_keys, expand
 from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
 from sft_experiments.sweep.disk import check_disk
+from sft_experiments.sweep.early_stopping import tokens_saved
 from sft_experiments.sweep.finish import finish_sweep
 from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
@@ -48,7 +49,7 @@ def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, argumen
         check_first(master, trials)
         point_hydra_at(master, plans.folder)
         returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
-        notes = finish_sweep(plans, trials)
+        notes = [*tokens_saved(trials), *finish_sweep(plans, trials)]
     account_for(plans, trials, notes)
     return returns
 

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sft_experiments.composition import composed
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan.cadence import rung_step
+from sft_experiments.report.collect import collect_runs
+from sft_experiments.report.rank import compare_runs
 from sft_experiments.run.folder import RunFolder, find_run_folders
 from sft_experiments.run.record import Status
+from sft_experiments.sweep.board import LiveBoard
 from tests.sweep.conftest import QUIET_RATES, TINY, Done
 
 ONE_RUNG = ["sweep.rungs=[0.5]", "sweep.reduction_factor=3"]  # the looks are after 1, 2, 4, 5 and 6 steps
@@ -49,6 +53,11 @@ def test_the_winner_is_the_grids_and_the_others_wait_at_the_rung_with_a_checkpoi
             assert record.metrics["rung"] == 1
             assert record.notes[-1].startswith("rung 1 of 1 (")
     assert "rank 3 of 3" in " ".join(done.shown.split())
+    assert "all cells take 1." in done.shown
+    status = LiveBoard(find_run_folders(done.folder), Console(width=80)).table()
+    assert sorted(status.columns[-1].cells) == ["", "1", "1"]
+    waiting = compare_runs(collect_runs([done.folder])).unranked
+    assert [run.record.notes[-1][-len("rank 2 of 3") :] for run in waiting] == ["rank 2 of 3", "rank 3 of 3"]
 
     again = sweep(QUIET_RATES, f"sweep.early_stopping={rule}", *ONE_RUNG)  # nothing is left to do
     assert again.code == 0
