@@ -21,6 +21,15 @@ function ramp(position) {
 
 const rampOf = (index, count) => ramp(count > 1 ? index / (count - 1) : 0.5);
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+const BARS = { solid: [20, 0], dash: [6, 3], dot: [2, 2], dashdot: [6, 2, 2, 2], longdash: [10, 3], longdashdot: [10, 2, 2, 2] };
+
+// The line of a run as a CSS mask, for its chip.
+function dashMask(run) {
+  const bars = BARS[DASHES[run.dash % DASHES.length]];
+  let end = 0;
+  const stops = bars.map((length, i) => `${i % 2 ? "transparent" : "black"} ${end}px ${(end += length)}px`);
+  return `repeating-linear-gradient(90deg, ${stops.join(", ")})`;
+}
 
 function runColor(run) {
   return rampOf(run.color, DATA.legend.color ? DATA.legend.color.values.length : 1);

@@ -37,7 +37,11 @@ function show(indices) {
 }
 
 function paintChips() {
-  for (const chip of chips) chip.style.setProperty("--chip", runColor(DATA.runs[Number(chip.dataset.run)]));
+  for (const chip of chips) {
+    const run = DATA.runs[Number(chip.dataset.run)];
+    chip.style.setProperty("--chip", runColor(run));
+    chip.style.setProperty("--dash", dashMask(run));
+  }
 }
 
 for (const chip of chips) {
