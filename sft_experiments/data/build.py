@@ -25,7 +25,7 @@ from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_json_atomically
 from sft_experiments.schema import DatasetConfig, PackingStrategy, TrainOn
 
-BATCH_SIZE = 500  # rows rendered and tokenized at once
+BATCH_SIZE = 50  # rows rendered and tokenized at once: small enough for the processor's caches
 MAX_PROMPTS = 2000  # validation prompts kept for generations and exact match
 MAX_DECODED = 2000  # rows per split whose mask is also proven by decoding tokens; text and end tokens: every row
 
@@ -85,7 +85,7 @@ def gate_rows(rows: Rows, gate: Gate, control: Any, seed: int) -> None:
     train_prompts: set[bytes] = set()
     for split in SPLITS:
         kept: list[Conversation] = []
-        seen: set[bytes] = set()
+        seen: set[tuple[bytes, bytes]] = set()
         for row in rows.conversations[split]:
             faults = [*check_conversation(row, control), *_repetition(row, split, seen, train_prompts)]
             if _stays(gate, row, split, faults):
@@ -96,7 +96,9 @@ def gate_rows(rows: Rows, gate: Gate, control: Any, seed: int) -> None:
             rows.conversations[split] = apply_weights(kept, seed)
 
 
-def _repetition(row: Conversation, split: str, seen: set[bytes], train_prompts: set[bytes]) -> Iterator[RowFault]:
+def _repetition(
+    row: Conversation, split: str, seen: set[tuple[bytes, bytes]], train_prompts: set[bytes]
+) -> Iterator[RowFault]:
     digest = row.digest()
     if digest in seen:
         yield RowFault("duplicate_row", "seen before")

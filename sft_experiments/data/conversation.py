@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
 Message = dict[str, Any]  # role, content, and what templates read beside them: tool_calls, reasoning_content, name
@@ -38,6 +38,7 @@ class Conversation:
     skill: Optional[str] = None  # a label that groups exact-match results
     first_supervised: int = 0  # assistant turns before this index are context (conversational prompts)
     weight: float = 1.0  # of its source in a mixture
+    _prompt_digest: Optional[bytes] = field(default=None, init=False, repr=False, compare=False)
 
     def assistant_turns(self) -> list[int]:
         """Indices of the turns that may be supervised."""
@@ -54,18 +55,22 @@ class Conversation:
 
     def prompt_digest(self) -> bytes:
         """Content hash of what the model is asked: everything before the last answer. Decides the validation split."""
-        content: Any = self.text if self.text is not None else self.messages[: self.prompt_length()]
-        return digest_of([content, self.tools])
+        if self._prompt_digest is None:
+            content: Any = self.text if self.text is not None else self.messages[: self.prompt_length()]
+            self._prompt_digest = digest_of([content, self.tools])
+        return self._prompt_digest
 
-    def digest(self) -> bytes:
-        """Content hash of the whole row."""
-        return digest_of([self.text, self.messages, self.tools])
+    def digest(self) -> tuple[bytes, bytes]:
+        """Content hashes of the prompt and of what follows it: together, of the whole row."""
+        return self.prompt_digest(), digest_of(self.messages[self.prompt_length() :])
+
+
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
 
 def digest_of(content: Any) -> bytes:
     """16 bytes that depend on the content alone."""
-    encoded = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(encoded, digest_size=16).digest()
+    return hashlib.blake2b(_canonical(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @dataclass(frozen=True)

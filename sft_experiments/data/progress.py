@@ -30,5 +30,7 @@ class Progress:
 
     def task(self, name: str, total: Optional[int] = None) -> Tick:
         """A new line; the returned function moves it."""
+        if self._bar.disable:  # rich would still keep its record of speeds
+            return lambda count: None
         task = self._bar.add_task(name, total=total)
         return lambda count: self._bar.advance(task, count)

@@ -32,23 +32,26 @@ def build_dataset(rows: Sequence[Encoded], packing: PackingStrategy, max_length:
 
 
 def _build_chunk(groups: list[list[Encoded]], packed: bool) -> pa.Table:
+    documents = [row for group in groups for row in group]
+    lengths = np.array([len(row.input_ids) for row in documents], dtype=np.int32)
+    first_tokens = _offsets(lengths)
+    first_documents = _offsets([len(group) for group in groups])
+    labels = np.concatenate([row.labels for row in documents])
+    labels[first_tokens[:-1]] = IGNORED
+    tokens = first_tokens[first_documents]  # where each group starts
     columns = {
-        "input_ids": _lists([np.concatenate([row.input_ids for row in group]) for group in groups]),
-        "labels": _lists([np.concatenate([_labels(row) for row in group]) for group in groups]),
+        "input_ids": _lists(np.concatenate([row.input_ids for row in documents]), tokens),
+        "labels": _lists(labels, tokens),
     }
     if packed:
-        columns["seq_lengths"] = _lists([np.array([len(row.input_ids) for row in g], dtype=np.int32) for g in groups])
+        columns["seq_lengths"] = _lists(lengths, first_documents)
     return pa.table(columns)
 
 
-def _labels(row: Encoded) -> npt.NDArray[np.int32]:
-    if row.labels[0] == IGNORED:
-        return row.labels
-    labels = row.labels.copy()
-    labels[0] = IGNORED
-    return labels
+def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Where each part starts when they stand one after another, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def _lists(arrays: list[npt.NDArray[np.int32]]) -> pa.ListArray:
-    offsets = np.cumsum([0, *[len(array) for array in arrays]], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
+def _lists(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
