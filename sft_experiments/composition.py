@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -20,10 +21,12 @@ from sft_experiments.compose import CONFIG_NAME, conf_dir, explain, register
 from sft_experiments.errors import ConfigError
 from sft_experiments.run.trial import Request, Trial, plan_trial
 from sft_experiments.schema import SearchMethod
-from sft_experiments.sweep.bayes import SearchAhead, look_ahead
 from sft_experiments.sweep.cells import override_values
 from sft_experiments.sweep.grid import plan_search, plan_sweep
 from sft_experiments.sweep.ledger import Sweep
+
+if TYPE_CHECKING:
+    from sft_experiments.sweep.bayes import SearchAhead
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 
@@ -54,8 +57,10 @@ class Composition:
         """Whether the cells are chosen as the sweep goes on."""
         return self.is_sweep and self.master.sweep.search is SearchMethod.bayes
 
-    def search(self) -> SearchAhead:
+    def search(self) -> "SearchAhead":
         """The Bayesian search, what it has proposed so far, and examples of what it may."""
+        from sft_experiments.sweep.bayes import look_ahead  # late: it knows all that a launch does
+
         plans, space = plan_search(self.context, self.master, self.overrides)
         return look_ahead(self.context, self.master, plans, space)
 

@@ -50,6 +50,6 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sft_experiments.sweep.grid import sweep
+        from sft_experiments.sweep.launch import sweep
 
         return sweep(self.hydra_context, self.config, self.launcher, arguments)

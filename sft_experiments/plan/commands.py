@@ -4,7 +4,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from sft_experiments.plan.duration import measured_runs
 from sft_experiments.plan.facts import DataFacts, data_facts
@@ -13,9 +13,10 @@ from sft_experiments.plan.forecast import Forecast, forecast
 from sft_experiments.plan.shape import Shape, shape_of
 from sft_experiments.run.trial import Trial
 from sft_experiments.schema import Config
-from sft_experiments.sweep.bayes import SearchAhead
 from sft_experiments.sweep.ledger import Sweep
-from sft_experiments.sweep.pool import needs_running
+
+if TYPE_CHECKING:
+    from sft_experiments.sweep.bayes import SearchAhead
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Outlook:
     forecasts: list[Forecast]
     facts: list[Optional[DataFacts]]
     price_per_hour: Optional[float]
-    search: Optional[SearchAhead] = None  # a Bayesian one: the trials are those of the points proposed so far
+    search: Optional["SearchAhead"] = None  # a Bayesian one: the trials are those of the points proposed so far
     examples: Optional["Outlook"] = None  # of a search: points drawn at random, like those to come
 
     @property
@@ -44,7 +45,7 @@ class Outlook:
         pending = [
             item.duration.seconds if item.duration else None
             for item, trial in zip(self.forecasts, self.trials, strict=True)
-            if needs_running(trial, retry_failed=self.sweep is None or trial.config.sweep.retry_failed)
+            if trial.needs_running(retry_failed=self.sweep is None or trial.config.sweep.retry_failed)
         ]
         pending += [self.seconds_of_examples()[0]] * self.left
         known = [seconds for seconds in pending if seconds is not None]

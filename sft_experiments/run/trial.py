@@ -72,6 +72,13 @@ class Trial:
         """What an earlier launch of the same trial left, if anything."""
         return read_record(self.folder) if self.folder.record.is_file() else None
 
+    def needs_running(self, retry_failed: bool) -> bool:
+        """In a sweep, completed trials never run again; failed ones only when asked; all others go on."""
+        earlier = self.recorded()
+        if earlier is None or self.config.rerun:
+            return True
+        return not earlier.status.is_final or (earlier.status.is_failure and retry_failed)
+
 
 def plan_trial(composed: DictConfig, request: Request) -> Trial:
     """Check a composed config, derive its plan and its id. Raises ``ConfigError`` or ``DataError``; writes nothing."""

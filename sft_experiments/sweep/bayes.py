@@ -20,7 +20,6 @@ from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.disk import check_disk
 from sft_experiments.sweep.ledger import Sweep
 from sft_experiments.sweep.planning import pin_models, plan_cells
-from sft_experiments.sweep.pool import needs_running
 from sft_experiments.sweep.space import Space, drawn_cells
 from sft_experiments.sweep.study import BATCH, Point, look_at_trials, open_study, point_of, propose, tell
 
@@ -75,7 +74,7 @@ class Search:
             trials = self._train(launcher, [self._point(one) for one in batch])
             records = [read_record(trial.folder) for trial in trials]
             for one, trial in zip(batch, trials, strict=True):
-                if not needs_running(trial, retry_failed=False):  # else sweep.fail_fast has kept it waiting
+                if not trial.needs_running(retry_failed=False):  # else sweep.fail_fast has kept it waiting
                     tell(self.study, one, trial.folder)
             if self.master.sweep.fail_fast and any(record.status.is_failure for record in records):
                 break
@@ -90,7 +89,7 @@ class Search:
         trials = [self._plan(point)[1] for point in points]
         self.trials |= {trial.id: trial for trial in trials}
         retry = bool(self.master.sweep.retry_failed)
-        again = [point for point, trial in zip(points, trials, strict=True) if needs_running(trial, retry)]
+        again = [point for point, trial in zip(points, trials, strict=True) if trial.needs_running(retry)]
         if again:
             self._train(launcher, again)
 

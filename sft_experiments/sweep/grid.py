@@ -1,85 +1,27 @@
-"""A sweep from its axes to its end: every cell is composed and checked before the first one starts."""
+"""A sweep before it starts: its folder, its identity, every cell composed and checked. Light, for `sft plan`."""
 
 import shlex
 import sys
 from pathlib import Path
 from typing import Optional
 
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from sft_experiments.compose import as_mapping
-from sft_experiments.errors import RunFolderError, SweepFailed
+from sft_experiments.errors import RunFolderError
 from sft_experiments.plan.origin import select
 from sft_experiments.run.identity import NOT_IDENTITY, digest, without
-from sft_experiments.run.lock import hold
 from sft_experiments.run.trial import Trial, folder_name
 from sft_experiments.schema import SearchMethod
-from sft_experiments.sweep.bayes import Search, check_search
 from sft_experiments.sweep.cells import SEED_AXIS, axis_keys, expand
-from sft_experiments.sweep.check_first import check_first
 from sft_experiments.sweep.concurrency import concurrent_trials
-from sft_experiments.sweep.disk import check_disk
-from sft_experiments.sweep.early_stopping import tokens_saved
-from sft_experiments.sweep.finish import finish_sweep
-from sft_experiments.sweep.ledger import LOCK_FILE, SWEEP_FILE, Sweep, read_sweep
-from sft_experiments.sweep.planning import pin_models, plan_cells
+from sft_experiments.sweep.ledger import SWEEP_FILE, Sweep, read_sweep
+from sft_experiments.sweep.planning import plan_cells
 from sft_experiments.sweep.space import Space, random_cells, search_space
 from sft_experiments.sweep.stoppable import check_early_stopping
 
 SHORT_HASH = 8
-
-
-def sweep(context: HydraContext, master: DictConfig, launcher: Launcher, arguments: list[str]) -> list[JobReturn]:
-    """Plan every cell, then launch them. Raises ``SweepFailed`` when some did not complete."""
-    from sft_experiments.show import show_sweep_plan
-
-    if master.sweep.search is SearchMethod.bayes:
-        return bayesian_sweep(context, master, launcher, arguments)
-    plans, cells = plan_sweep(context, master, arguments)
-    trials = list(cells.values())
-    pin_models(trials)
-    with hold(plans.folder / LOCK_FILE, "a sweep"):
-        plans.cells = {trial.id: trial.record.axes for trial in trials}
-        plans.write()
-        show_sweep_plan(plans, trials)
-        check_disk(plans.folder, trials, plans.concurrent_trials)
-        check_first(master, trials)
-        point_hydra_at(master, plans.folder)
-        returns = list(launcher.launch([list(overrides) for overrides in cells], 0))
-        notes = [*tokens_saved(trials), *finish_sweep(plans, trials)]
-    account_for(plans, trials, notes)
-    return returns
-
-
-def bayesian_sweep(
-    context: HydraContext, master: DictConfig, launcher: Launcher, arguments: list[str]
-) -> list[JobReturn]:
-    """The same with cells that are chosen as the sweep goes on."""
-    from sft_experiments.show import show_search_plan
-
-    plans, space = plan_search(context, master, arguments)
-    with hold(plans.folder / LOCK_FILE, "a sweep"):
-        plans.write()
-        show_search_plan(plans, space, int(master.sweep.num_trials))
-        point_hydra_at(master, plans.folder)
-        search = Search(context, master, plans, space)
-        returns = search.run(launcher)
-        trials = list(search.trials.values())
-        notes = finish_sweep(plans, trials)
-    account_for(plans, trials, notes)
-    return returns
-
-
-def account_for(plans: Sweep, trials: list[Trial], notes: list[str]) -> None:
-    """Show what became of all trials; ``SweepFailed`` when some did not complete."""
-    from sft_experiments.show import show_sweep_outcome
-
-    failed = show_sweep_outcome(plans, trials, notes)
-    if failed:
-        raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
 
 
 def plan_sweep(
@@ -96,6 +38,8 @@ def plan_sweep(
 
 def plan_search(context: HydraContext, master: DictConfig, arguments: list[str]) -> tuple[Sweep, Space]:
     """A Bayesian search and what it may choose from, checked; writes nothing."""
+    from sft_experiments.sweep.bayes import check_search  # late: it knows all that a launch does
+
     check_early_stopping(master)
     space = search_space(context, master, arguments)
     plans = new_sweep(master, list(space.dimensions), int(master.sweep.num_trials))
@@ -146,14 +90,6 @@ def check_same_sweep(plans: Sweep) -> None:
         raise RunFolderError(
             f"hydra.sweep.dir={plans.folder} holds another sweep ({earlier.command}); name another folder or none"
         )
-
-
-def point_hydra_at(master: DictConfig, folder: Path) -> None:
-    """Let every launcher, also one that composes again elsewhere, see the folder that was decided here."""
-    if explicit_folder(master) is None:
-        with open_dict(master):
-            master.hydra.sweep.dir = str(folder)
-            master.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
 
 
 def command() -> str:

@@ -86,7 +86,7 @@ class Pool:
 
     def run(self) -> list[Record]:
         """Run everything that is to run; returns the records of all trials in the given order."""
-        to_run = [trial for trial in self.trials.values() if needs_running(trial, self.settings.retry_failed)]
+        to_run = [trial for trial in self.trials.values() if trial.needs_running(self.settings.retry_failed)]
         await_orphans([trial.folder for trial in to_run])
         for trial in to_run:
             trial.start_over()
@@ -204,14 +204,6 @@ class SweepStopped(TrainingFailed):
     def __init__(self, number: int) -> None:
         super().__init__("stopped; the same command goes on where it was", Status.preempted.value)
         self.exit_code = 128 + number
-
-
-def needs_running(trial: Trial, retry_failed: bool) -> bool:
-    """Completed trials never run again; failed ones only when asked; all others go on."""
-    earlier = trial.recorded()
-    if earlier is None or trial.config.rerun:
-        return True
-    return not earlier.status.is_final or (earlier.status.is_failure and retry_failed)
 
 
 def await_orphans(folders: list[RunFolder]) -> None:
