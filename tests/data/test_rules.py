@@ -81,6 +81,14 @@ def test_policy_ignore_says_nothing(prepare_with):
     assert report.splits["train"].rows == 41 and not report.findings
 
 
+def test_only_the_same_question_with_the_same_answer_is_a_duplicate(prepare, write_jsonl):
+    rows = [*good_rows(40), chat("0 + 1 =", "one"), chat("0 + 1 =", "1", "1 + 1 =", "2"), *good_rows(1)]
+    report = prepare(train_files=[write_jsonl(rows)], validation_fraction=0.0, rules={"duplicate_row": "drop"}).report
+    (finding,) = findings_of(report, "duplicate_row")
+    assert report.splits["train"].rows == 42
+    assert finding["count"] == 1 and "rows.jsonl:43" in finding["examples"][0]
+
+
 def test_all_faults_are_shown_at_once(prepare, write_jsonl):
     file = write_jsonl([*good_rows(3), chat("a", " "), chat(" ", "b"), NO_ROLE])
     rules = {"empty_assistant_turn": "error", "empty_user_turn": "error", "unknown_role": "error"}
