@@ -101,6 +101,11 @@ def show_search_plan(sweep: Sweep, space: Space, num_trials: int) -> None:
         console.print(Text(f"  {key}: {dimension}"))
 
 
+def show_points(first: int, last: int, num_trials: int) -> None:
+    """Which points of a search are trained next, counted from 1."""
+    console.print(f"  point{'s' * (last > first)} {first}{f' to {last}' * (last > first)} of {num_trials}", style="dim")
+
+
 def batch_table(trials: list[Trial]) -> Table:
     """How each effective batch of a sweep is made."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")

@@ -11,6 +11,9 @@ from sft_experiments.report.columns import SEED_KEYS, identity, sort_key
 from sft_experiments.report.number_format import format_value
 from sft_experiments.report.rank import Comparison
 
+SEARCH_SETTINGS = ("sweep=", "sweep.search", "sweep.num_trials=", "sweep.axes")
+STOPPING_SETTINGS = ("sweep=", "sweep.early_stopping=", "sweep.rungs=", "sweep.reduction_factor=")
+
 
 def reproduce_command(run: Run) -> str:
     """The recorded command; without one, a run from the recorded config."""
@@ -51,9 +54,20 @@ def sweep_command(
     values = {axis: sweep_values(comparison, run, axis) for axis in run.record.axes if axis not in SEED_KEYS}
     values |= {axis: list(chosen) for axis, chosen in axes.items()}
     replaced = {*values, *SEED_KEYS} | ({"sweep.num_seeds"} if num_seeds else set())
-    kept = [shlex.quote(word) for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
+    typed = [word for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
+    kept = [shlex.quote(word) for word in _as_grid(run, typed, num_seeds is not None)]
     seeds = [f"sweep.num_seeds={num_seeds}"] if num_seeds else []
     return " ".join(["sft sweep", *kept, *(_override(axis, values[axis]) for axis in values), *seeds])
+
+
+def _as_grid(run: Run, typed: Sequence[str], with_seeds: bool) -> list[str]:
+    """What was typed, for a sweep over listed values: it is no search, and no seed is stopped for another's sake."""
+    settings = run.record.config.get("sweep", {})
+    is_search = settings.get("search", "grid") != "grid"
+    if not is_search and not (with_seeds and settings.get("early_stopping")):
+        return list(typed)
+    of_the_method = SEARCH_SETTINGS if is_search else STOPPING_SETTINGS
+    return ["sweep=none", *(word for word in typed if not word.lstrip("+~").startswith(of_the_method))]
 
 
 def sweep_values(comparison: Comparison, run: Run, axis: str) -> list[Any]:

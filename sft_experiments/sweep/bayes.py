@@ -69,8 +69,11 @@ class Search:
 
     def run(self, launcher: Launcher) -> list[JobReturn]:
         """Batch after batch until the study has ``sweep.num_trials`` points, those of earlier launches included."""
+        from sft_experiments.show import show_points
+
         self._take_up_earlier_points(launcher)
         while batch := self._next_batch():
+            show_points(batch[0].number + 1, batch[-1].number + 1, self.num_trials)
             trials = self._train(launcher, [self._point(one) for one in batch])
             records = [read_record(trial.folder) for trial in trials]
             for one, trial in zip(batch, trials, strict=True):

@@ -31,6 +31,23 @@ def test_changed_keys_replace_what_was_typed_before() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "settings"),
+    [
+        (["sweep=optuna", "sweep.num_trials=8", "sweep.search_seed=1"], {"search": "bayes"}),
+        (["sweep=random", "sweep.num_trials=8"], {"search": "random"}),
+        (["sweep=asha", "sweep.rungs=[0.5]"], {"search": "grid", "early_stopping": "asha"}),
+    ],
+)
+def test_seeds_for_the_best_of_a_search_are_a_grid(typed: list[str], settings: dict[str, str]) -> None:
+    run = make_run(Path("sweep"), 1e-3, 8, 0.5, overrides=["model=tiny", *typed])
+    run.record.config["sweep"] = settings
+    command = sweep_command(compare_runs(Collection([run], [])), run, {"train.learning_rate": [1e-3]}, num_seeds=3)
+    assert command == (
+        "sft sweep sweep=none model=tiny train.learning_rate=1e-3 train.effective_batch_size=8 sweep.num_seeds=3"
+    )
+
+
 def test_a_run_without_a_recorded_command_is_reproduced_from_its_folder() -> None:
     run = make_run(Path("two words"), 1e-3, 8, 0.5, command=None)
     assert shlex.split(reproduce_command(run))[:3] == ["sft", "train", "--from"]

@@ -1,8 +1,11 @@
 """Bayesian search in real sweeps: its trials are counted over launches, its study can be read by others."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
@@ -50,6 +53,24 @@ def test_the_study_has_the_curve_and_the_folder_of_each_trial(searched: Done) ->
         }
         assert one.user_attrs["run"] == searched.trial(rate).path.name
         assert one.user_attrs["status"] == "completed"
+
+
+def test_the_dashboard_shows_what_the_records_say(searched: Done) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
+    served = dashboard.wsgi(f"sqlite:///{searched.folder / STUDY_FILE}")
+    environ: dict[str, Any] = {"PATH_INFO": "/api/studies/1"}
+    setup_testing_defaults(environ)
+    shown = json.loads(b"".join(served(environ, lambda status, headers, error=None: None)))
+    assert shown["directions"] == ["minimize"]
+    assert shown["objective_names"] == ["eval/loss"]
+    records = searched.by_rate()
+    for trial in shown["trials"]:
+        (rate,) = trial["params"]
+        record = records[float(rate["param_external_value"])]
+        assert (rate["name"], trial["state"]) == ("train.learning_rate", "Complete")
+        assert trial["values"] == [record.objective]
+        assert trial["intermediate_values"][-1]["value"] == record.objective
+    assert len(shown["trials"]) == len(records)
 
 
 def test_the_number_of_trials_is_a_total_and_failures_count(

@@ -91,7 +91,7 @@ def test_a_search_killed_again_and_again_ends_as_the_quiet_one(
     launch: Launch, sweep: Callable[..., Done], plant: Callable[..., None], quiet_search: Callable[[int], Done],
     tmp_path: Path, concurrent: int,
 ) -> None:  # fmt: skip
-    moments = sorted(random.Random(concurrent).sample(range(1, 4 * NUM_TRIALS - 6), 3))  # steps of 28
+    moments = sorted(random.Random(concurrent).sample(range(1, 4 * NUM_TRIALS - 6), 2))  # steps of 28
     setting = f"sweep.concurrent_trials={concurrent}"
     interrupted: dict[Path, str] = {}
     for moment in moments:
