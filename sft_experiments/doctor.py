@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rich.table import Table
 from rich.text import Text
 
 from sft_experiments import __version__
@@ -189,9 +188,9 @@ def _hub() -> Finding:
 
 def _show(findings: list[Finding]) -> None:
     colours = {"ok": "green", "note": "yellow", "problem": "red"}
-    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-    for finding in findings:
-        table.add_row(Text(finding.state, style=colours[finding.state]), finding.name, Text(finding.found))
-    console.print(table)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:  # lines, not a table: it would break commands to paste
+        console.print(Text(f"{finding.state:<9}", style=colours[finding.state]), end="")
+        console.print(Text(f"{finding.name:<{width}}  {finding.found}"))
     problems = sum(finding.state == "problem" for finding in findings)
     console.print(f"{problems} problem(s)" if problems else "ready: sft sweep runs the embedded demo")

@@ -12,6 +12,7 @@ from sft_experiments.plan.fit import gib
 from sft_experiments.plan.forecast import Forecast
 from sft_experiments.plan.memory import MemoryEstimate
 from sft_experiments.report.number_format import format_value
+from sft_experiments.run.trial import Trial
 from sft_experiments.show import console, show_plan, show_search_plan, show_warnings, values_table
 from sft_experiments.sweep.ledger import Sweep
 
@@ -48,7 +49,7 @@ def _show_sweep(found: Outlook, sweep: Sweep) -> None:
             f"  [dim]{sweep.folder}[/dim]"
         )
     if found.trials:
-        console.print(_cells(found))
+        _show_cells(found, sweep.axes)
 
 
 def _show_steps(ahead: Forecast) -> None:
@@ -59,29 +60,46 @@ def _show_steps(ahead: Forecast) -> None:
         console.print(f"  steps      {steps.total_steps} [dim]({details})[/dim]")
 
 
-def _cells(found: Outlook) -> Table:
+# Columns of the cells that a narrow terminal goes without, the least needed first.
+SPARED = ("warmup", "tokens/step", "memory", "batch")
+GAP = 2  # characters between columns
+
+
+def _show_cells(found: Outlook, axes: list[str]) -> None:
     """A row for each cell: what differs, its batch, steps, memory, time and state."""
-    assert found.sweep is not None
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    axes = found.sweep.axes
-    table.add_column("  " + " x ".join(axis.rsplit(".", 1)[-1] for axis in axes), no_wrap=True)
-    for header in ("batch", "steps", "warmup", "tokens/step", "memory", "time", "state"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for trial, ahead, state in zip(found.trials, found.forecasts, found.states(), strict=True):
-        batch, steps = trial.plan.batch, ahead.steps
-        split = f"{batch.per_device_train_batch_size} x {batch.gradient_accumulation_steps} x {batch.num_devices}"
-        per_step = f"{ahead.tokens / steps.total_steps:,.0f}" if ahead.tokens and steps else "?"
-        table.add_row(
-            Text("  " + " ".join(format_value(trial.record.axes.get(axis, "")) for axis in axes)),
-            f"{split} = {batch.effective_batch_size}",
-            str(steps.total_steps) if steps else "?",
-            str(steps.warmup_steps) if steps else "?",
-            per_step,
-            gib(ahead.memory.total) if ahead.memory else "?",
-            duration_text(ahead.duration.seconds) if ahead.duration else "?",
-            Text(state, style={"completed": "green", "new": "dim"}.get(state, "yellow")),
-        )
-    return table
+    cells = zip(found.trials, found.forecasts, found.states(), strict=True)
+    rows = [_cell(trial, ahead, state, axes) for trial, ahead, state in cells]
+    widths = {name: max(len(line) for row in rows for line in (*name.split("\n"), row[name])) for name in rows[0]}
+    hidden: list[str] = []
+    while len(hidden) < len(SPARED) and sum(widths.values()) + GAP * (len(widths) - 1) > console.width:
+        hidden.append(SPARED[len(hidden)])
+        del widths[hidden[-1]]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for number, name in enumerate(widths):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True, min_width=widths[name])
+    for row in rows:
+        style = {"completed": "green", "new": "dim"}.get(row["state"], "yellow")
+        table.add_row(*(Text(row[name], style=style if name == "state" else "") for name in widths))
+    console.print(table)
+    if hidden:
+        console.print(f"  [dim]a wider terminal also shows: {', '.join(hidden)}[/dim]")
+
+
+def _cell(trial: Trial, ahead: Forecast, state: str, axes: list[str]) -> dict[str, str]:
+    """Column -> text."""
+    batch, steps = trial.plan.batch, ahead.steps
+    split = f"{batch.per_device_train_batch_size} x {batch.gradient_accumulation_steps} x {batch.num_devices}"
+    return {
+        "  " + " x\n  ".join(axis.rsplit(".", 1)[-1] for axis in axes): "  "
+        + " ".join(format_value(trial.record.axes.get(axis, "")) for axis in axes),
+        "batch": f"{split} = {batch.effective_batch_size}",
+        "steps": str(steps.total_steps) if steps else "?",
+        "warmup": str(steps.warmup_steps) if steps else "?",
+        "tokens/step": f"{ahead.tokens / steps.total_steps:,.0f}" if ahead.tokens and steps else "?",
+        "memory": gib(ahead.memory.total) if ahead.memory else "?",
+        "time": duration_text(ahead.duration.seconds) if ahead.duration else "?",
+        "state": state,
+    }
 
 
 def _show_data(facts: Optional[DataFacts]) -> None:

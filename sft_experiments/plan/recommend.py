@@ -8,7 +8,7 @@ from sft_experiments.compose import scaled
 from sft_experiments.plan.guidance import REASONS
 from sft_experiments.plan.shape import Shape, shape_of
 from sft_experiments.plan.size import BOUNDARIES
-from sft_experiments.report.number_format import format_value
+from sft_experiments.report.number_format import format_count, format_value
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.show import console
 
@@ -16,7 +16,7 @@ from sft_experiments.show import console
 # Thinking Machines, tinker-cookbook, hyperparam_utils.get_lr (from sweeps over LoRA runs).
 PRIOR_BASE = 5e-5
 PRIOR_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
-SIZE_NAMES = {"tiny": "tiny (below 10M)", "1b_3b": "1B-3B", "7b_13b": "7B-13B", "30b_70b": "30B-70B"}
+SIZE_NAMES = {"tiny": "tiny", "1b_3b": "1B-3B", "7b_13b": "7B-13B", "30b_70b": "30B-70B"}
 
 
 def recommend(arguments: list[str]) -> int:
@@ -39,11 +39,10 @@ def recommend(arguments: list[str]) -> int:
 def size_sentence(config: Config, shape: Optional[Shape]) -> str:
     """The size class and why the model is in it."""
     count = config.model.num_parameters or (shape.parameters if shape else None)
-    limits = ", ".join(f"{name} below {limit / 1e9:.3g}B" for limit, name in BOUNDARIES)
-    size = f"{count / 1e9:.3g}B parameters" if count else "size from its name"
-    return (
-        f"{size}: size class {SIZE_NAMES.get(config.model.size_class, config.model.size_class)} [dim]({limits})[/dim]"
-    )
+    limits = ", ".join(f"{SIZE_NAMES[name]} below {format_count(limit)}" for limit, name in BOUNDARIES)
+    size = f"{format_count(count)} parameters" if count else "size from its name"
+    own = config.model.size_class
+    return f"{size}: size class {SIZE_NAMES.get(own, own)} [dim]({limits})[/dim]"
 
 
 def table(config: Config) -> Table:
@@ -58,9 +57,9 @@ def table(config: Config) -> Table:
         ("train.max_grad_norm", advised.max_grad_norm, None),
         ("scheduler", advised.scheduler, None),
     ]
-    found = Table(box=None, pad_edge=False, padding=(0, 2))
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in ("  key", "start with", "range", "why"):
-        found.add_column(header)
+        found.add_column(header, no_wrap=header != "why")
     for key, value, span in rows:
         low_high = "" if span is None else format_value(float(span[0]))
         if span is not None and span[0] != span[1]:

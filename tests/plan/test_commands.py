@@ -10,6 +10,7 @@ import pytest
 
 from sft_experiments.plan.commands import _options as plan_options
 from sft_experiments.plan.commands import as_dict, outlook, plan
+from sft_experiments.show import console
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,16 @@ def test_recommend_explains_a_model(run_sft: Callable[..., Any], tmp_path: Path)
     assert "2e-5" in done.stdout and "1e-5 to 5e-5" in done.stdout
     lora = run_sft(tmp_path, "recommend", "model=llama3_1_8b", "peft=lora").stdout
     assert "2e-4" in lora
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 160])
+def test_a_narrow_terminal_hides_whole_columns_and_says_so(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_width", width)
+    assert plan(["train.learning_rate=1e-5,2e-5", "train.effective_batch_size=4,8"]) == 0
+    shown = capsys.readouterr().out
+    rows = shown[: shown.index("  device")].splitlines()[1:]
+    assert "…" not in shown and all(len(row.rstrip()) <= width for row in rows)
+    assert ("a wider terminal also shows: warmup" in shown) == (width <= 80)
+    assert len([row for row in rows if row.endswith("new")]) == 4
