@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from sft_experiments.data import cache
@@ -20,7 +20,7 @@ from sft_experiments.data.progress import Progress, Tick
 from sft_experiments.data.proof import MaskProof
 from sft_experiments.data.report import DataReport, SplitReport
 from sft_experiments.data.sources import SPLITS, Rows, apply_weights, load_rows
-from sft_experiments.data.tables import build_dataset
+from sft_experiments.data.tables import build_table
 from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_json_atomically
 from sft_experiments.schema import DatasetConfig, PackingStrategy, TrainOn
@@ -58,7 +58,7 @@ def build_prepared(
             fitted = fit_rows(encoded, split, dataset.max_length, dataset.overlong, gate)
             _refuse(gate, split, encoded, len(fitted), dataset)
             packing = dataset.packing if split == "train" else PackingStrategy.none
-            table = build_dataset(fitted, packing, dataset.max_length)
+            table = build_table(fitted, packing, dataset.max_length)
             cache.write_table(table, folder / f"{split}.arrow")
             report.splits[split] = _split_report(
                 table, encoded, fitted, rows.num_read[split], dataset.max_length, dataset.train_on
@@ -157,7 +157,7 @@ def _lengths_advice(rows: list[Encoded], max_length: int) -> str:
 
 
 def _split_report(
-    table: datasets.Dataset,
+    table: pa.Table,
     encoded: list[Encoded],
     fitted: list[Encoded],
     rows_read: int,

@@ -20,6 +20,7 @@ from sft_experiments.schema import DatasetConfig, ModelConfig
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,10 @@ def _build_into(entry: CacheEntry, build: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_table(dataset: "datasets.Dataset", file: Path) -> None:
+def write_table(table: "pa.Table", file: Path) -> None:
     """The rows as an Arrow stream, the format that ``datasets`` memory-maps."""
     import pyarrow as pa
 
-    table = dataset.data.table
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
 

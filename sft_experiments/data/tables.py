@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,7 +13,7 @@ from sft_experiments.schema import PackingStrategy
 _ROWS_PER_CHUNK = 1000  # keeps list offsets far below 32 bits
 
 
-def build_dataset(rows: Sequence[Encoded], packing: PackingStrategy, max_length: int) -> datasets.Dataset:
+def build_table(rows: Sequence[Encoded], packing: PackingStrategy, max_length: int) -> pa.Table:
     """Columns ``input_ids`` and ``labels``, and ``seq_lengths`` (tokens of each document in the row) when packed.
 
     The first token of a document is never supervised: in a pack it would be predicted from the document before.
@@ -28,7 +27,7 @@ def build_dataset(rows: Sequence[Encoded], packing: PackingStrategy, max_length:
         _build_chunk([[rows[index] for index in group] for group in groups[start : start + _ROWS_PER_CHUNK]], packed)
         for start in range(0, len(groups), _ROWS_PER_CHUNK)
     ]
-    return datasets.Dataset(pa.concat_tables(chunks))
+    return pa.concat_tables(chunks)
 
 
 def _build_chunk(groups: list[list[Encoded]], packed: bool) -> pa.Table:

@@ -6,7 +6,7 @@ import pytest
 from sft_experiments.data.conversation import Conversation, Origin
 from sft_experiments.data.encode import IGNORED, Encoded
 from sft_experiments.data.packing import pack_best_fit
-from sft_experiments.data.tables import build_dataset
+from sft_experiments.data.tables import build_table
 from sft_experiments.schema import PackingStrategy
 
 
@@ -28,18 +28,18 @@ def without_first(row):
 
 
 def test_unpacked_tables_hold_every_row_in_order(rows):
-    table = build_dataset(rows, PackingStrategy.none, 16)
-    assert table[:] == {
+    table = build_table(rows, PackingStrategy.none, 16)
+    assert table.to_pydict() == {
         "input_ids": [row.input_ids.tolist() for row in rows],
         "labels": [without_first(row) for row in rows],
     }
 
 
 def test_packed_tables_hold_the_documents_of_each_pack_and_their_lengths(rows):
-    table = build_dataset(rows, PackingStrategy.bfd, 16)
+    table = build_table(rows, PackingStrategy.bfd, 16)
     packs = [[rows[index] for index in pack] for pack in pack_best_fit([len(row.input_ids) for row in rows], 16)]
     assert len(packs) > 500
-    assert table[:] == {
+    assert table.to_pydict() == {
         "input_ids": [[token for row in pack for token in row.input_ids.tolist()] for pack in packs],
         "labels": [[label for row in pack for label in without_first(row)] for pack in packs],
         "seq_lengths": [[len(row.input_ids) for row in pack] for pack in packs],
@@ -49,5 +49,5 @@ def test_packed_tables_hold_the_documents_of_each_pack_and_their_lengths(rows):
 def test_a_row_in_several_packs_keeps_its_own_labels(rows):
     """A mixture may take a row twice; writing the table changes no row."""
     first = next(row for row in rows if row.labels[0] != IGNORED)
-    build_dataset([first, first], PackingStrategy.bfd, 16)
+    build_table([first, first], PackingStrategy.bfd, 16)
     assert first.labels[0] != IGNORED
