@@ -96,9 +96,8 @@ def read_curve(folder: RunFolder) -> Curve:
     record, seen = read_record(folder), looks(folder)
     cell = " ".join(f"{key.rsplit('.', 1)[-1]}={value:g}" for key, value in record.axes.items() if key != "train.seed")
     assert record.objective is not None
-    return Curve(
-        cell, folder, record.objective, [event["tokens"] for event in seen], [event["eval/loss"] for event in seen]
-    )
+    tokens = [*(event["tokens"] for event in seen[:-1]), record.metrics["tokens"]]
+    return Curve(cell, folder, record.objective, tokens, [event["eval/loss"] for event in seen])
 
 
 def ours(rule: EarlyStopping, shares: tuple[float, ...], slots: int = SLOTS) -> Scheduler:

@@ -61,10 +61,18 @@ def grid(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def halving(result: dict[str, Any]) -> Iterator[Row]:
-    fewer = statistics.median(run["tokens"] / run["halving"]["tokens"] for run in result["runs"])
-    same = all(run["best"] == run["halving"]["winner"] for run in result["runs"])
-    work = f"grid to winner, fewer tokens, {'the same winner' if same else 'another winner'}"
-    yield work, "full grid", fewer, ">= 2.5x", same and fewer >= 2.5
+    """In the product's own order of the cells; each seed counts with the peer's tokens over ours."""
+
+    def median(name: str) -> float:
+        return statistics.median(run["contenders"][name]["own_order"]["times"] for run in result["runs"])
+
+    within = all(run["contenders"]["ours, asha"]["worst_gap"] <= result["seed_noise"] for run in result["runs"])
+    work, fewer = f"15 cells, tokens, winner {'within noise' if within else 'missed'}", median("ours, asha")
+    yield work, "full grid", fewer, ">= 2.5x", within and fewer >= 2.5
+    for peer in [name for name in result["runs"][0]["contenders"] if not name.startswith("ours")]:
+        yield work, peer, fewer / median(peer), "> 1x", within and fewer > median(peer)
+    for own in ("ours, halving", "ours, median"):
+        yield f"{own.removeprefix('ours, ')} instead of asha", "full grid", median(own), "", True
 
 
 def side_by_side(result: dict[str, Any]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from benchmarks import (
     data_preparation,
     gpu_suite,
     grid,
+    halving,
     loss_and_attention,
     plain_trl,
     run_all,
@@ -190,3 +191,15 @@ def test_the_table_names_what_is_missed(tmp_path: Path) -> None:
 
 def test_recorded_results_are_what_the_table_reads() -> None:
     assert run_all.summary().count("\n") > len(run_all.COMMANDS)
+
+
+def test_early_stopping_is_replayed_as_the_real_sweep_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halving, "RATES", "train.learning_rate=0.001,0.002,0.005")
+    monkeypatch.setattr(halving, "FIXED", [*halving.FIXED, "train.effective_batch_size=16", "train.max_steps=20"])
+    seed = halving.run_seed(tmp_path, 42, None)
+    assert len(seed["losses"]) == 3
+    for name, found in seed["contenders"].items():
+        assert 1 <= found["times"]["least"] <= found["times"]["most"] < 3, name
+    real = halving.confirm(tmp_path, 42)
+    assert real["tokens"] == real["predicted_tokens"]
+    assert real["loss"] == real["predicted_loss"]

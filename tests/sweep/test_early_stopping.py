@@ -138,6 +138,20 @@ def test_a_failed_trial_takes_no_place_at_a_rung(sweep: Callable[..., Done], pla
     assert sorted(record.status.value for record in done.records()) == ["completed", "failed", "pruned"]
 
 
+@pytest.mark.slow
+def test_a_batch_that_was_found_too_large_stays_smaller_at_later_rungs(
+    sweep: Callable[..., Done], plant: Callable[..., None], quiet: Done
+) -> None:
+    plant({"at": "every step", "do": "run_out_of_memory", "fits": 4})
+    rates = "train.learning_rate=0.002,0.003"
+    done = sweep(rates, "sweep.early_stopping=halving", *ONE_RUNG, "sweep.concurrent_trials=1")
+    assert done.code == 0, done.shown
+    assert sorted(record.attempts for record in done.records()) in ([1, 3], [2, 2])  # one more in all than rungs
+    winner = winner_of(done)
+    assert done.by_rate()[winner].plan["batch"]["per_device_train_batch_size"] == 4
+    assert done.by_rate()[winner].objective == pytest.approx(quiet.by_rate()[winner].objective, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
