@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -133,6 +133,8 @@ def explain(error: Exception) -> SftError:
     """One line for a mistake that Hydra or OmegaConf found: the key, the value, what is allowed."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(_explain_unreadable(error))
     inner = error.__cause__ or error.__context__  # Hydra wraps what OmegaConf found
     cause = inner if isinstance(inner, OmegaConfBaseException) and inner.full_key else error  # formatted ones only
     if not isinstance(cause, OmegaConfBaseException):
@@ -143,6 +145,16 @@ def explain(error: Exception) -> SftError:
         raised: type[SftError] = getattr(errors, ours.group(1))  # by one of our resolvers
         return raised(ours.group(2))
     return ConfigError(_explain_omegaconf(cause, message, str(error)))
+
+
+def _explain_unreadable(error: OverrideParseException) -> str:
+    """An argument outside of Hydra's grammar: mostly a path with '=' in it, such as a run folder's, without quotes."""
+    key, _, value = error.override.partition("=")
+    if not value:
+        return f"{error.override}: settings are given as key=value"
+    if "=" in value and value[0] not in "[{'\"":
+        return f"{error.override}: a value with '=' in it needs quotes of its own: \"{key}='{value}'\""
+    return f"{error.override}: cannot be read; text with '=', brackets or quotes in it needs quotes of its own"
 
 
 def _missing_option(error: MissingConfigException) -> SftError:

@@ -150,8 +150,10 @@ def _parts(memory: MemoryEstimate) -> str:
 def _show_time(found: Outlook) -> None:
     seconds, some = found.seconds_to_run(), found.examples or found
     bases = [item.duration.basis for item in some.forecasts if item.duration]
-    if seconds is None or not bases:
-        console.print("  time       unknown until the data have been counted, or for a device without a known peak")
+    if (seconds is None or not bases) and not all(fact and fact.is_exact for fact in some.facts):
+        console.print("  time       unknown until the tokens are counted: sft check counts them")
+    elif seconds is None or not bases:
+        console.print("  time       unknown: neither a like run nor this device's speed and the model's size is known")
     elif not seconds:
         console.print("  time       nothing is left to run")
     else:

@@ -127,5 +127,7 @@ def parse_size(text: str) -> float:
 
 
 def gib(size: float) -> str:
-    """Bytes for people: 23.4 GiB, 210 MiB."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+    """Bytes for people: 23.4 GiB, 210 MiB, 0.3 MiB."""
+    if size >= GIB:
+        return f"{size / GIB:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**20:.1g} MiB"

@@ -89,9 +89,9 @@ def notes(config: Config, shape: Optional[Shape]) -> list[str]:
 
 
 def published_prior(config: Config, shape: Optional[Shape]) -> Optional[str]:
-    """A published formula for the families it was fitted on; None for others, or when the hidden size is a guess."""
+    """A published formula for the families it was fitted on; None for others, and when the hidden size is a guess."""
     family = next((name for name in PRIOR_EXPONENTS if name in config.model.name.lower()), None)
-    if family is None or shape is None or shape.source.startswith("a typical"):
+    if family is None or shape is None or config.model.size_class == "tiny" or shape.source.startswith("a typical"):
         return None
     factor = 1 if config.peft.method is PeftMethod.none else 10
     rate = PRIOR_BASE * factor * (2000 / shape.hidden) ** PRIOR_EXPONENTS[family]

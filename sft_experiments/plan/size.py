@@ -33,6 +33,8 @@ def size_class_of(name: str, revision: Optional[str] = None) -> str:
     ("Qwen3-8B"). Raises ``ModelError`` when neither tells.
     """
     config = model_config_file(name, revision)
+    if config is None and (hint := inner_model(Path(name).expanduser())):
+        raise ModelError(f"model.name={name}: no config.json in this folder{hint}")
     if config is not None:
         return size_class(count_parameters(json.loads(config.read_text(encoding="utf-8"))))
     from_name = parameters_in_name(name) if HUB_ID.fullmatch(name) else None
@@ -42,6 +44,12 @@ def size_class_of(name: str, revision: Optional[str] = None) -> str:
             " the name; give model.size_class=1b_3b, 7b_13b or 30b_70b"
         )
     return size_class(from_name)
+
+
+def inner_model(folder: Path) -> str:
+    """A hint for someone who names a run folder instead of the model in it; empty when it holds none."""
+    inner = folder / "model"
+    return f"; did you mean \"model.name='{inner}'\"?" if (inner / "config.json").is_file() else ""
 
 
 def model_config_file(name: str, revision: Optional[str] = None) -> Optional[Path]:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from sft_experiments.data.hub import hub_commit, hub_is_offline
 from sft_experiments.errors import ModelError
-from sft_experiments.plan.size import model_config_file
+from sft_experiments.plan.size import inner_model, model_config_file
 from sft_experiments.schema import ModelConfig, ModelSource
 
 _CAUSAL = re.compile(r"ForCausalLM|LMHeadModel|ForConditionalGeneration|ForImageTextToText")
@@ -37,7 +37,7 @@ def _check_folder(folder: Path, model: ModelConfig) -> None:
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"model.name={folder} holds a LoRA adapter, not a model; merge it first (sft export)")
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
-        raise ModelError(f"model.name={folder} is not a model: no config.json (it holds {found})")
+        raise ModelError(f"model.name={folder} is not a model: no config.json (it holds {found}){inner_model(folder)}")
     _check_config(folder / "config.json", model)
     _check_weight_files(folder)
 

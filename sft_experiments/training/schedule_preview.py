@@ -19,6 +19,7 @@ from sft_experiments.training.schedule_picture import write_html, write_png
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE = 32  # characters
+WIDE = 120  # columns of a terminal in which the table has room for them
 
 
 @dataclass(frozen=True)
@@ -113,19 +114,20 @@ def sample_points(total: int, warmup: int) -> list[int]:
 
 
 def table(previews: list[Preview], points: list[int]) -> Table:
-    """Learning rates at the sample points, and the shape of each schedule."""
-    found = Table(box=None, pad_edge=False, padding=(0, 2))
-    found.add_column("  step")
+    """Learning rates at the sample points, and, where there is room for it, the shape of each schedule."""
+    wide = console.width >= WIDE
+    found = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    found.add_column("  step", no_wrap=True)
     for point in points:
-        found.add_column(str(point), justify="right")
-    found.add_column("shape")
+        found.add_column(str(point), justify="right", no_wrap=True)
+    if wide:
+        found.add_column("shape", no_wrap=True)
     highest = max(max(preview.rates) for preview in previews)
     for item in previews:
         values = [format_rate(item.rates[point]) for point in points]
         mark = "*" if item.chosen else " "
-        found.add_row(
-            f"{mark} {item.name}", *values, sparkline(item.rates, highest), style="bold" if item.chosen else None
-        )
+        shape = [sparkline(item.rates, highest)] if wide else []
+        found.add_row(f"{mark} {item.name}", *values, *shape, style="bold" if item.chosen else None)
     return found
 
 

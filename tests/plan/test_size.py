@@ -68,3 +68,10 @@ def test_recommended_values_lie_within_their_own_ranges() -> None:
 def test_an_unknown_size_class_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="1b_3b, 30b_70b, 7b_13b, tiny"):
         size_table(conf_dir(), "9b")
+
+
+def test_a_run_folder_in_place_of_its_model_is_answered_with_the_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"did you mean \"model.name='{tmp_path}/model'\""):
+        size_class_of(f"{tmp_path}/")
