@@ -18,8 +18,10 @@ from sft_experiments.plan.cadence import rung_step
 from sft_experiments.report.collect import collect_runs
 from sft_experiments.report.rank import compare_runs
 from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Status
+from sft_experiments.run.record import Record, Status
+from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.board import LiveBoard
+from sft_experiments.sweep.early_stopping import RungQueue
 from tests.sweep.conftest import QUIET_RATES, TINY, Done
 
 ONE_RUNG = ["sweep.rungs=[0.5]", "sweep.reduction_factor=3"]  # the looks are after 1, 2, 4, 5 and 6 steps
@@ -99,6 +101,32 @@ def test_the_median_rule_stops_the_worse_half_at_each_rung(sweep: Callable[..., 
 
 
 @pytest.mark.slow
+def test_a_sweep_that_was_stopped_goes_on_with_what_was_on_its_way(
+    sweep: Callable[..., Done], quiet: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = RungQueue.ended
+
+    def interrupted(queue: RungQueue, trial: Trial, record: Record) -> None:
+        ended(queue, trial, record)
+        signal.raise_signal(signal.SIGINT)
+
+    arguments = [QUIET_RATES, "sweep.early_stopping=asha", *ONE_RUNG, "sweep.concurrent_trials=1"]
+    monkeypatch.setattr(RungQueue, "ended", interrupted)
+    for arrived in (1, 2, 3):  # at the rung; only the fourth launch trains the best one to the end
+        done = sweep(*arguments)
+        assert done.code == 130
+        assert [record.status for record in done.records()].count(Status.pruned) == arrived
+    monkeypatch.undo()
+    done = sweep(*arguments)
+    assert done.code == 0, done.shown
+    best = min(quiet.by_rate(), key=lambda rate: quiet.by_rate()[rate].objective or 9.0)
+    assert {rate: record.attempts for rate, record in done.by_rate().items()} == {
+        rate: 2 if rate == best else 1 for rate in quiet.by_rate()
+    }
+    assert done.weights(best) == quiet.weights(best)
+
+
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_to_the_same_winner(
     sweep: Callable[..., Done],
     quiet: Done,
@@ -170,6 +198,12 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(overrides: list[s
     arguments = ["-m", "sweep=asha", "compute.device=cpu", *overrides]
     with composed(arguments) as composition, pytest.raises(ConfigError, match=message):
         composition.sweep()
+
+
+def test_random_search_can_stop_early_too() -> None:
+    arguments = ["-m", "sweep=random", "sweep.num_trials=4", "sweep.early_stopping=asha", "compute.device=cpu"]
+    with composed(arguments) as composition:
+        assert len(composition.sweep()[1]) == 4
 
 
 def test_bayesian_search_with_rungs_is_refused(sweep: Callable[..., Done]) -> None:
