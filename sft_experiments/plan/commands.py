@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+from sft_experiments.errors import ConfigError
 from sft_experiments.plan.duration import measured_runs
 from sft_experiments.plan.facts import DataFacts, data_facts
 from sft_experiments.plan.fit import on_a_gpu, parse_size
 from sft_experiments.plan.forecast import Forecast, forecast
 from sft_experiments.plan.shape import Shape, shape_of
-from sft_experiments.run.trial import Trial
+from sft_experiments.run.trial import Trial, plan_trial
 from sft_experiments.schema import Config
 from sft_experiments.sweep.ledger import Sweep
 
@@ -79,10 +80,12 @@ def plan(arguments: list[str], sweep_by_default: bool = False) -> int:
 def _options() -> ArgumentParser:
     parser = ArgumentParser(
         prog="sft plan",
-        usage="sft plan [--device-memory 80GiB] [--price 2.5] [--json] [key=value ...] [key=a,b ...] [sweep=...]",
+        usage="sft plan [--from RUN_DIR] [--device-memory 80GiB] [--price 2.5] [--json] [key=value ...] [key=a,b ...]"
+        " [sweep=...]",
         description="What a run or sweep would do and cost. Nothing is trained or written.",
         allow_abbrev=False,
     )
+    parser.add_argument("--from", dest="run_folder", metavar="RUN_DIR", help="a recorded run again, with changes")
     parser.add_argument("--device-memory", help="memory of one device to judge against, e.g. 80GiB")
     parser.add_argument("--price", type=float, help="price of one device per hour, in any currency")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
@@ -92,8 +95,14 @@ def _options() -> ArgumentParser:
 def outlook(overrides: list[str], options: Namespace, sweep_by_default: bool = False) -> Outlook:
     """Compose, plan and forecast. Raises ``ConfigError`` and ``DataError`` as a launch would."""
     from sft_experiments.composition import composed
+    from sft_experiments.model_use.recorded import recorded_run
 
     device_bytes = parse_size(options.device_memory) if options.device_memory else None
+    if options.run_folder is not None:
+        if sweep_by_default:
+            raise ConfigError("--from is one run: sft plan --from RUN_DIR [key=value ...]")
+        again = plan_trial(*recorded_run(Path(options.run_folder), overrides))
+        return outlook_of(None, [again], device_bytes, options.price)
     with composed(overrides, sweep_by_default) as composition:
         if composition.is_search:
             search = composition.search()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sft_experiments.composition import composed
+from sft_experiments.errors import ConfigError
 from sft_experiments.plan.commands import _options as plan_options
 from sft_experiments.plan.commands import as_dict, outlook, plan
 from sft_experiments.show import console
@@ -118,3 +120,16 @@ def test_a_narrow_terminal_hides_whole_columns_and_says_so(
     assert "…" not in shown and all(len(row.rstrip()) <= width for row in rows)
     assert ("a wider terminal also shows: warmup" in shown) == (width <= 80)
     assert len([row for row in rows if row.endswith("new")]) == 4
+
+
+def test_a_recorded_run_is_planned_with_changes() -> None:
+    with composed(["train.learning_rate=0.004", "train.max_steps=7"]) as composition:
+        trial = composition.trial()
+    trial.write()
+    folder = str(trial.folder.path)
+    assert planned("--from", folder)["cells"][0]["trial_id"] == trial.id
+    (longer,) = planned("--from", folder, "train.max_steps=9")["cells"]
+    assert longer["steps"]["total_steps"] == 9
+    assert longer["values"]["train.learning_rate"]["value"] == 0.004
+    with pytest.raises(ConfigError, match="one value for each key"):
+        plan(["--from", folder, "train.max_steps=9,10"])
