@@ -25,7 +25,7 @@ from sft_experiments.errors import DataError
 from sft_experiments.run.files import write_json_atomically
 from sft_experiments.schema import DatasetConfig, PackingStrategy, TrainOn
 
-BATCH_SIZE = 50  # rows rendered and tokenized at once: small enough for the processor's caches
+BATCH_SIZE = 50  # rows rendered and tokenized at once; more is no faster, and encodings are large while they live
 MAX_PROMPTS = 2000  # validation prompts kept for generations and exact match
 MAX_DECODED = 2000  # rows per split whose mask is also proven by decoding tokens; text and end tokens: every row
 
