@@ -1,6 +1,6 @@
 """All CPU benchmarks one after another, and the table of what they found (`make bench`).
 
-``--table`` prints the table of the results that are there. All of it takes about an hour on two cores.
+``--table`` prints the table of the results that are there. All of it takes about an hour and a half on two cores (half an hour of it C6).
 """
 
 import argparse
