@@ -1,6 +1,7 @@
 """All CPU benchmarks one after another, and the table of what they found (`make bench`).
 
-``--table`` prints the table of the results that are there. All of it takes about an hour and a half on two cores (half an hour of it C6).
+``--table`` prints the table of the results that are there. All of it takes about an hour and a half on two cores, a
+third of that C6.
 """
 
 import argparse
