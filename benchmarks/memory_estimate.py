@@ -2,6 +2,7 @@
 
     python -m benchmarks.memory_estimate                 # the CPU, docs/memory.md
     python -m benchmarks.memory_estimate --device cuda   # on a GPU: torch.cuda.max_memory_allocated
+    python -m benchmarks.memory_estimate --ranks         # over two processes: whole copies and sharded
 
 On the CPU the allocations of one step are read from torch's profiler: the bytes that the allocator handed out and took
 back, on top of what was live before the step (weights, optimizer state). That is what max_memory_allocated reports for
@@ -10,6 +11,8 @@ a GPU; the resident set of a process also holds libraries and what malloc keeps.
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +23,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig
 
+from benchmarks.shard_on_cpu import shard_on_cpu
 from sft_experiments.data.demo import build_demo_tokenizer
 from sft_experiments.plan.memory import Workload, estimate_memory
 from sft_experiments.plan.shape import Shape
@@ -71,6 +75,32 @@ def cases(device: str) -> list[Case]:
     ]
 
 
+def over_two_ranks() -> list[Case]:
+    """Whole copies on each of two processes (DDP), and weights, gradients and optimizer state sharded (FSDP).
+
+    A sharded model takes TRL's loss head, whose memory is not estimated on the CPU: a small vocabulary, or few tokens,
+    keep it out.
+    """
+    wide = replace(BASE, hidden=512, heads=8, key_value_heads=8, width=1376)
+    small = replace(wide, vocabulary=512)
+    large_vocabulary = replace(BASE, vocabulary=16_000, tied=False)
+    ddp = replace(WORK, devices=2, per_device_batch=2)
+    fsdp = replace(ddp, sharded=True)
+    lora = {"method": "lora", "lora_r": 16}
+    return [
+        Case("DDP, fp32", BASE, ddp),
+        Case("DDP, wide, batch 1", wide, replace(ddp, per_device_batch=1)),
+        Case("DDP, bf16, accumulation 2", large_vocabulary, replace(ddp, precision="bf16", accumulation=2)),
+        Case("DDP, LoRA", wide, replace(ddp, **lora)),
+        Case("FSDP, fp32", small, fsdp),
+        Case("FSDP, few tokens, accumulation 2", wide, replace(fsdp, per_device_batch=1, length=64, accumulation=2)),
+        Case("FSDP, few tokens, 16k untied", large_vocabulary, replace(fsdp, per_device_batch=1, length=64)),
+        Case("FSDP, bf16", small, replace(fsdp, precision="bf16")),
+        Case("FSDP, bf16, accumulation 2", small, replace(fsdp, precision="bf16", per_device_batch=1, accumulation=2)),
+        Case("FSDP, LoRA", small, replace(fsdp, **lora)),
+    ]
+
+
 def held_out(work: Workload) -> list[Case]:
     """Mixed settings on another shape, measured after the formulae were fixed."""
     other = Shape(
@@ -108,6 +138,8 @@ def measure(case: Case) -> int:
     torch.manual_seed(0)
     trainer = build_trainer(case)
     peak = Peak(trainer, case.workload.device)
+    if case.workload.devices > 1:
+        return peak.of_all_steps()  # the wrapper and its buffers are made at the start of the training
     trainer.add_callback(peak)
     trainer.train()
     return peak.bytes
@@ -160,6 +192,7 @@ def build_trainer(case: Case) -> ExperimentTrainer:
         save_strategy="no",
         disable_tqdm=True,
         logging_nan_inf_filter=False,
+        fsdp=work.sharded or None,
     )
     return ExperimentTrainer(
         model=build_model(case),
@@ -187,7 +220,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def rows(case: Case) -> Dataset:
     """Rows of full length; the labels cover their last part. Packed rows hold documents of 128 tokens."""
     work, generator = case.workload, torch.Generator().manual_seed(0)
-    count = 3 * work.per_device_batch * work.accumulation
+    count = 3 * work.per_device_batch * work.accumulation * work.devices
     ids = torch.randint(10, 300, (count, work.length), generator=generator).tolist()
     masked = round(work.length * (1 - work.supervised_share))
     table = {"input_ids": ids, "labels": [[-100] * masked + row[masked:] for row in ids]}
@@ -201,6 +234,14 @@ class Peak(TrainerCallback):
 
     def __init__(self, trainer: ExperimentTrainer, device: str) -> None:
         self.trainer, self.device, self.bytes = trainer, device, 0
+
+    def of_all_steps(self) -> int:
+        """The peak of a whole training on the CPU. FSDP frees the whole weights when it has made its parts of them."""
+        before = 0 if self.trainer.is_fsdp_enabled else live_bytes(self.trainer)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+            self.trainer.train()
+        return before + highest_sum(profiler)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step != 2:
@@ -237,8 +278,12 @@ def live_bytes(trainer: ExperimentTrainer) -> int:
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     tensors += [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
     tensors += [
-        value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+        value
+        for state in (trainer.optimizer.state.values() if trainer.optimizer else ())
+        for value in state.values()
+        if torch.is_tensor(value)
     ]
+    tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(sizes.values())
 
@@ -246,11 +291,21 @@ def live_bytes(trainer: ExperimentTrainer) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--ranks", action="store_true", help="the cases over two CPU processes")
     parser.add_argument("--only", help="cases whose name contains this")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.ranks and "RANK" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [sys.executable, *launcher, "-m", "benchmarks.memory_estimate", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode)
     torch.set_num_threads(1)
-    results = [run(case) for case in cases(options.device) if not options.only or options.only in case.name]
+    if options.ranks:
+        shard_on_cpu()
+    chosen = over_two_ranks() if options.ranks else cases(options.device)
+    results = [run(case) for case in chosen if not options.only or options.only in case.name]
+    if os.environ.get("RANK", "0") != "0":
+        return
     if options.json:
         json.dump(results, sys.stdout, indent=2)
         return

@@ -279,6 +279,7 @@ class ComputeConfig:
     threads: Optional[int] = None  # CPU threads per trial; null: the cores shared out among concurrent trials
     isolate: bool = MISSING  # false: train inside this process, for the debugger
     dataloader_num_workers: int = MISSING
+    fsdp: bool = MISSING  # weights, gradients and optimizer state in parts on the devices instead of whole on each
 
 
 @dataclass

@@ -31,6 +31,7 @@ def test_no_arguments_show_the_help(sft) -> None:
         (["train", "train.learning_rate=nan"], "train.learning_rate=nan: must be a number above 0"),
         (["train", "train.num_train_epochs=-1"], "train.num_train_epochs=-1.0: must be a number above 0"),
         (["train", "compute=gpu", "compute.num_devices=2"], "compute"),
+        (["train", "compute.num_devices=2", "compute.fsdp=true"], "compute.fsdp=true needs CUDA devices"),
         (["sweep", "train.learning_rate=1e-3,oops"], "train.learning_rate=oops: must be of type float"),
         (["sweep", "sweep=nothing"], "sweep=nothing: no such option"),
         (["compare", "nowhere"], "nowhere"),

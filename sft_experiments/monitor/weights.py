@@ -22,7 +22,13 @@ class WeightSample:
         if not self._parameters:
             return torch.zeros(1)
         with torch.no_grad():
-            return torch.cat([_spread(weight.detach().reshape(-1)).float().clone() for weight in self._parameters])
+            parts = [_own(weight).detach().reshape(-1) for weight in self._parameters]
+            return torch.cat([_spread(part).float().clone() for part in parts])
+
+
+def _own(weight: Any) -> Any:
+    """This rank's part of a sharded weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 def _spread(flat: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,8 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
     if devices > 1 and not config.compute.isolate:
         yield f"compute.isolate=false trains in this process, which is one: not with compute.num_devices={devices}"
+    if config.compute.fsdp:
+        yield from _sharding(config)
     if config.model.source is ModelSource.random and not config.model.config:
         yield "model.source=random needs model.config (transformers config keys, e.g. model_type, hidden_size)"
     for key in ("r", "lora_alpha"):
@@ -90,6 +92,16 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"train.precision=pure_bf16 with peft={config.peft.method.value}: adapters are trained in fp32; use bf16"
     if "8bit" in train.optim and not installed("bitsandbytes"):
         yield f"train.optim={train.optim} needs bitsandbytes: pip install 'sft-experiments[quant]'"
+
+
+def _sharding(config: Config) -> Iterator[str]:
+    """What FSDP cannot be combined with, or has not been tried with."""
+    if config.compute.num_devices == 1:
+        yield "compute.fsdp=true shares a model out over devices: give compute.num_devices above 1"
+    if config.peft.method is PeftMethod.qlora:
+        yield "compute.fsdp=true with peft=qlora is not offered: use peft=lora"
+    if "8bit" in config.train.optim:
+        yield f"compute.fsdp=true with train.optim={config.train.optim} is not offered: use adamw_torch_fused"
 
 
 def _cadence(config: Config) -> Iterator[str]:

@@ -66,6 +66,12 @@ def check_device_count(device: str, count: int) -> None:
         raise ConfigError(f"compute.num_devices={count}: this machine has {there} visible {device} device(s)")
 
 
+def check_sharding(device: str, fsdp: bool) -> None:
+    """Raise ``ConfigError`` where compute.fsdp would quietly do nothing. It can be planned for without a GPU."""
+    if fsdp and device != "cuda":
+        raise ConfigError(f"compute.fsdp=true needs CUDA devices: on {device} accelerate trains whole copies")
+
+
 @lru_cache
 def cpu_flags() -> frozenset[str]:
     """Instruction sets of this CPU; empty where /proc/cpuinfo does not exist."""

@@ -58,6 +58,8 @@ OWNED = {
     "completion_only_loss": "dataset.train_on",
     "dataset_kwargs": "the dataset group (data are prepared before the trainer sees them)",
     "use_cpu": "compute.device",
+    "fsdp": "compute.fsdp",
+    "fsdp_config": "compute.fsdp (layer by layer, whole weights in the checkpoint)",
     "dataloader_num_workers": "compute.dataloader_num_workers",
     "hub_token": "the environment variable HF_TOKEN (a token here would be written to the run folder)",
     "push_to_hub": "nothing: a finished run is exported by hand",

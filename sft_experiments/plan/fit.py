@@ -34,14 +34,16 @@ def workload(config: Config, plan: "Plan", facts: Optional[DataFacts]) -> Worklo
         checkpointing=config.train.activation_checkpointing,
         packed=config.dataset.packing is not PackingStrategy.none,
         optim=config.train.optim,
+        devices=plan.batch.num_devices,
+        sharded=config.compute.fsdp,
     )
 
 
 def device_memory(plan: "Plan") -> Optional[float]:
-    """Bytes of the smallest visible GPU; on the CPU those of the machine or container."""
+    """Bytes of the smallest visible GPU; on the CPU those of the machine or container, shared by the ranks."""
     if plan.device.value == "cuda":
         return min(gpu.memory_gib for gpu in gpus()) * GIB
-    return host_capacity_gib() * GIB
+    return host_capacity_gib() * GIB / plan.batch.num_devices
 
 
 def verdict(memory: Optional[MemoryEstimate], available: Optional[float]) -> Optional[str]:
@@ -57,13 +59,14 @@ def make_it_fit(
     config: Config, plan: "Plan", facts: Optional[DataFacts], shape: Shape, available: Optional[float]
 ) -> list[str]:
     """Settings to add one after the other, mildest first, each with its estimate, up to the first that fits."""
-    effective = plan.batch.effective_batch_size
+    per_device = plan.batch.effective_batch_size // plan.batch.num_devices
     changes: list[tuple[str, dict[str, Any]]] = [
-        ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": effective}),
+        ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": per_device}),
         ("train.activation_checkpointing=true", {"checkpointing": True}),
         ("train.optim=adamw_torch_fused", {"optim": "adamw_torch_fused"}),
+        *([("compute.fsdp=true", {"sharded": True})] if plan.batch.num_devices > 1 else []),
         *([("peft=lora", {"method": "lora", "lora_r": 16})] if config.peft.method is PeftMethod.none else []),
-        ("peft=qlora", {"method": "qlora", "lora_r": 16}),
+        *([("peft=qlora", {"method": "qlora", "lora_r": 16})] if plan.batch.num_devices == 1 else []),
     ]
     work = workload(config, plan, facts)
     total, advice = estimate_memory(shape, work).total, []

@@ -42,6 +42,8 @@ class Workload:
     checkpointing: bool = False
     packed: bool = False
     optim: str = "adamw_torch"
+    devices: int = 1  # that share a step
+    sharded: bool = False  # weights, gradients and optimizer state lie in parts on the devices (FSDP)
 
     @property
     def tokens(self) -> int:
@@ -67,16 +69,19 @@ class MemoryEstimate:
     layer_workspace: float  # one layer in the backward pass, recomputed when checkpointing
     accumulates: bool  # gradients of earlier micro-batches are alive in the backward pass
     reserve: float
+    buckets: float = 0.0  # in which DDP averages gradients
+    gathered: float = 0.0  # what FSDP has whole at the height of the backward pass
 
     @property
     def backward_peak(self) -> float:
         earlier = self.gradients if self.accumulates else 0.0
-        resident = self.weights + self.weight_casts + self.optimizer_state + earlier
+        resident = self.weights + self.weight_casts + self.optimizer_state + earlier + self.buckets + self.gathered
         return resident + self.activations + max(self.logits, self.layer_workspace)
 
     @property
     def optimizer_peak(self) -> float:
-        return self.weights + self.gradients + self.optimizer_state + self.optimizer_temporaries
+        resident = self.weights + self.gradients + self.optimizer_state + self.buckets
+        return resident + self.optimizer_temporaries
 
     @property
     def total(self) -> float:
@@ -86,19 +91,33 @@ class MemoryEstimate:
 def estimate_memory(shape: Shape, work: Workload) -> MemoryEstimate:
     """The estimate for a model of this shape under this load."""
     trained = shape.parameters if work.method == "full" else shape.lora_parameters(work.lora_r)
+    parts = work.devices if work.sharded else 1
     state = work.state_bytes if work.method == "full" else 4  # adapters are kept in fp32
     return MemoryEstimate(
-        weights=_weights(shape, work),
-        weight_casts=_casts(shape, work),
-        gradients=trained * state,
-        optimizer_state=trained * state * _moments(work.optim),
-        optimizer_temporaries=_temporaries(shape, work, trained * state),
+        weights=_weights(shape, work) / parts,
+        weight_casts=0.0 if work.sharded else _casts(shape, work),  # FSDP gathers in the precision of the arithmetic
+        gradients=trained * state / parts,
+        optimizer_state=trained * state * _moments(work.optim) / parts,
+        optimizer_temporaries=_temporaries(shape, work, trained * state) / parts,
         activations=_activations(shape, work),
         logits=_last_norm(shape, work) + _logits(shape, work),
         layer_workspace=_layer_workspace(shape, work),
         accumulates=work.accumulation > 1,
         reserve=CUDA_RESERVE if work.device == "cuda" else 0.0,
+        buckets=trained * state if work.devices > 1 and not work.sharded else 0.0,
+        gathered=_gathered(shape, work) if work.sharded else 0.0,
     )
+
+
+def _gathered(shape: Shape, work: Workload) -> float:
+    """FSDP's units are the layers, and one of the rest: whole are the rest, the layer that is worked on with its
+    gradient, and the next layer, which is fetched ahead (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
+    """
+    wide = 4 if work.precision == "fp32" else 2
+    layer = shape.linear_parameters / shape.layers + 2 * shape.hidden
+    rest = shape.vocabulary * shape.hidden * (1 if shape.tied else 2) + shape.hidden
+    gradient = layer if work.method == "full" else 0.0
+    return wide * (rest + 2 * layer + gradient)
 
 
 def _weights(shape: Shape, work: Workload) -> float:

@@ -88,6 +88,7 @@ def trial_id(config: Config, precision: str, content: dict[str, str]) -> str:
         "precision": precision,
         "num_devices": config.compute.num_devices,
         "content": content,
+        **({"fsdp": True} if config.compute.fsdp else {}),  # its checkpoints are not those of whole copies
     }
     return digest(payload)[:ID_LENGTH]
 

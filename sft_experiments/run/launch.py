@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from sft_experiments.errors import RunFolderError, TrainingFailed
-from sft_experiments.plan.device import first_gpus
+from sft_experiments.plan.device import check_sharding, first_gpus
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.lock import is_held
 from sft_experiments.run.ranks import (
@@ -37,6 +37,7 @@ def run_trial(trial: Trial) -> Record:
         raise RunFolderError(f"{trial.folder.path} is in use: this trial is already being trained by another process")
     if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
         return earlier
+    check_sharding(trial.plan.device.value, trial.config.compute.fsdp)
     trial.start_over()
     (trial,) = recall([trial])
     record, code = _attempt(trial)
@@ -116,8 +117,8 @@ def settle_ranks(folder: RunFolder, exit_code: int, ranks: int) -> Record:
             _record_death(record, folder, exit_code, "the launcher of the ranks", tail)
         return record
     rank, code = cause
-    own = read_record(folder_of(folder, rank)) if folder_of(folder, rank).record.is_file() else record
-    if code > 0 and own.failure is not None:
+    own = read_record(folder_of(folder, rank)) if folder_of(folder, rank).record.is_file() else None
+    if code > 0 and own is not None and own.failure is not None:
         record.status, record.failure = own.status, own.failure
         record.write(folder)
     else:

@@ -16,6 +16,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from sft_experiments.errors import RunFolderError, TrainingFailed
+from sft_experiments.plan.device import check_sharding
 from sft_experiments.report.write import write_report
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.launch import log_tail, settle
@@ -43,6 +44,8 @@ def launch(
     """Run the cells and return Hydra's account of them; failures are returned, never raised."""
     sweep = read_sweep(Path(master.hydra.sweep.dir))
     trials = [planned_cell(context, master, sweep, list(overrides)) for overrides in job_overrides]
+    for trial in trials:
+        check_sharding(trial.plan.device.value, trial.config.compute.fsdp)
     records = Pool(recall(trials), sweep.concurrent_trials).run()
     return [job_return(list(overrides), record) for overrides, record in zip(job_overrides, records, strict=True)]
 

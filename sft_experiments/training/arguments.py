@@ -37,7 +37,7 @@ def training_arguments(
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
         "bf16": plan["precision"]["value"] == "bf16",
-        "activation_checkpointing": train.activation_checkpointing,
+        **_sharing(config),
         "lr_scheduler_type": config.scheduler.name,
         "lr_scheduler_kwargs": scheduler_arguments(config, steps),
         "warmup_steps": steps.warmup_steps,
@@ -54,6 +54,18 @@ def training_arguments(
         return SFTConfig(**{**values, **train.extra})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"SFTConfig refuses the settings: {first_line(error)}") from error
+
+
+def _sharing(config: Config) -> dict[str, Any]:
+    """How devices share the model, and what is recomputed: FSDP has a way of its own, without gathering twice."""
+    recompute = config.train.activation_checkpointing
+    if not config.compute.fsdp:
+        return {"activation_checkpointing": recompute}
+    return {
+        "activation_checkpointing": False,
+        "fsdp": True,
+        "fsdp_config": {"activation_checkpointing": recompute},
+    }
 
 
 def _cadence(config: Config, steps: StepPlan, resumes: bool) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """The steps of one training, in the order they happen."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Optional
 
 from datasets import Dataset
@@ -32,6 +29,7 @@ from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.attention_choice import choose_attention
 from sft_experiments.training.cadence import EvaluateAndSave, StopAtRung, StopOnSignal
 from sft_experiments.training.checkpoints import KeepCheckpoints, newest_complete, step_of
+from sft_experiments.training.clock import Clock
 from sft_experiments.training.generate import AnswerValidationPrompts
 from sft_experiments.training.model import adapter_config, architecture, load_model
 from sft_experiments.training.model_gate import check_loaded_model
@@ -97,21 +95,6 @@ def rung_of(config: Config, record: Record, steps: StepPlan) -> Optional[int]:
         return None
     rung = rung_step(share, config.train.eval_steps, steps.total_steps, steps.warmup_steps)
     return rung if rung < steps.total_steps else None
-
-
-class Clock:
-    """Seconds of each phase, added up over attempts."""
-
-    def __init__(self, timings: dict[str, float]) -> None:
-        self.timings = timings
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[phase] = round(self.timings.get(phase, 0.0) + time.monotonic() - started, 3)
 
 
 def prepare(config: Config, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, record: Record) -> PreparedData:

@@ -52,6 +52,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_fsdp_enabled:  # else each rank would collect whole gradients over the micro-batches of a step
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         self.loss_head = choose_loss_head(model, self.args.device.type, self._sharded)
         if self.loss_head.value == LABELLED_ROWS:
             add_loss_head(model)
@@ -133,6 +135,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         if self.accelerator.num_processes > 1 and model is self.model and not self._sharded:
             raise SftError("evaluate() before train() leaves gradients unaveraged over ranks; use train.eval_on_start")
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if hasattr(grad_norm, "full_tensor"):  # of sharded gradients
+            grad_norm = grad_norm.full_tensor()
         if self.accelerator.scaler is not None:
             return grad_norm  # fp16: overflowing gradients are expected, the scaler skips such steps
         nats = self._train_sums[0]
@@ -188,6 +192,13 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._read_train_sums()
         super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As upstream; a state dict gathered from sharded weights holds tied ones twice, and one of them is enough."""
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {})
+        if state_dict is not None and self._sharded:
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
 
     # ---- evaluation
 

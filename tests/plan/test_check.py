@@ -50,6 +50,14 @@ CONTRADICTIONS = {
     "is not a multiple of 3": ["train.effective_batch_size=8", "train.per_device_train_batch_size=3"],
     "train.extra.save_strategy: set train.eval_steps": ["+train.extra.save_strategy=epoch"],
     "train.extra.packing: set dataset.packing": ["+train.extra.packing=true"],
+    "train.extra.fsdp: set compute.fsdp": ["+train.extra.fsdp=full_shard"],
+    "is not a multiple of 3 (3 devices)": ["train.effective_batch_size=8", "compute.num_devices=3"],
+    "compute.isolate=false trains in this process": ["compute.num_devices=2", "compute.isolate=false"],
+    "give compute.num_devices above 1": ["compute.fsdp=true"],
+    "compute.fsdp=true with peft=qlora is not offered": ["compute.fsdp=true", "compute.num_devices=2", "peft=qlora"],
+    "compute.fsdp=true with train.optim=adamw_8bit is not offered": [
+        *("compute.fsdp=true", "compute.num_devices=2", "train.optim=adamw_8bit"),
+    ],
 }
 
 

@@ -4,7 +4,15 @@ import pytest
 
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan import device as module
-from sft_experiments.plan.device import Gpu, resolve_device, resolve_precision, resolve_threads
+from sft_experiments.plan.device import (
+    Gpu,
+    check_device_count,
+    check_sharding,
+    first_gpus,
+    resolve_device,
+    resolve_precision,
+    resolve_threads,
+)
 from sft_experiments.schema import Device, Precision
 
 
@@ -28,6 +36,27 @@ def test_asking_for_cuda_without_a_gpu_is_refused(pretend_gpus) -> None:
     pretend_gpus()
     with pytest.raises(ConfigError, match=r"compute\.device=cuda"):
         resolve_device(Device.cuda)
+
+
+def test_more_devices_than_there_are_are_refused(pretend_gpus) -> None:
+    pretend_gpus(*(Gpu(index, "Test GPU", 80.0, 9.0) for index in (2, 3)))
+    check_device_count("cuda", 2)
+    check_device_count("cpu", 16)  # processes
+    for device, count in (("cuda", 3), ("mps", 2)):
+        with pytest.raises(ConfigError, match=rf"compute\.num_devices={count}: this machine has {count - 1} visible"):
+            check_device_count(device, count)
+
+
+def test_a_run_sees_no_more_gpus_than_it_uses(pretend_gpus) -> None:
+    pretend_gpus(*(Gpu(index, "Test GPU", 80.0, 9.0) for index in (1, 2, 5)))
+    assert [first_gpus(count) for count in (1, 2)] == ["1", "1,2"]
+
+
+def test_sharding_is_refused_where_it_would_do_nothing() -> None:
+    check_sharding("cuda", fsdp=True)
+    check_sharding("cpu", fsdp=False)
+    with pytest.raises(ConfigError, match=r"compute\.fsdp=true needs CUDA devices"):
+        check_sharding("cpu", fsdp=True)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [(7.5, "fp32"), (8.0, "bf16"), (9.0, "bf16")])

@@ -1,5 +1,8 @@
 """The memory estimate: against measured peaks of real training steps, and for its direction."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -26,6 +29,55 @@ def test_estimates_are_within_15_percent_of_measured_peaks() -> None:
             small = replace(case, workload=replace(case.workload, per_device_batch=2))
             estimated, measured = estimate_memory(small.shape, small.workload).total, measure(small)
             assert estimated == pytest.approx(measured, rel=WITHIN), case.name
+
+
+@pytest.mark.slow
+def test_estimates_over_two_devices_are_within_15_percent_of_measured_peaks() -> None:
+    """Some of the cases that ``--ranks`` measures on two processes; docs/memory.md has all."""
+    for name in ("DDP, LoRA", "FSDP, bf16"):
+        command = [sys.executable, "-m", "benchmarks.memory_estimate", "--ranks", "--json", "--only", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=400)
+        results = json.loads(done.stdout[done.stdout.index("[\n") :])
+        assert results
+        for row in results:
+            assert row["estimated_mib"] == pytest.approx(row["measured_mib"], rel=WITHIN), row
+
+
+FUSED = replace(WORK, precision="fp32", per_device_batch=1, length=1, optim="adamw_torch_fused")
+ADAM_BYTES = 16  # fp32 weight, gradient and two moments
+
+
+def test_whole_copies_cost_a_bucket_for_every_gradient_on_each_device() -> None:
+    alone = estimate_memory(LLAMA_8B, FUSED)
+    one_of_eight = estimate_memory(LLAMA_8B, replace(FUSED, devices=8))
+    assert one_of_eight.optimizer_peak - alone.optimizer_peak == pytest.approx(4 * LLAMA_8B.parameters)
+    assert one_of_eight.weights == alone.weights
+    adapters = replace(FUSED, method="lora", lora_r=16, devices=8)
+    assert estimate_memory(LLAMA_8B, adapters).buckets == 4 * LLAMA_8B.lora_parameters(16)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_sharding_divides_all_states_by_the_devices(devices: int) -> None:
+    estimate = estimate_memory(LLAMA_8B, replace(FUSED, devices=devices, sharded=True))
+    assert estimate.optimizer_peak == pytest.approx(ADAM_BYTES * LLAMA_8B.parameters / devices)
+    assert estimate.buckets == 0
+
+
+def test_sharding_gathers_the_embeddings_two_layers_and_the_gradient_of_one() -> None:
+    layer = LLAMA_8B.linear_parameters / LLAMA_8B.layers + 2 * LLAMA_8B.hidden
+    rest = 2 * LLAMA_8B.vocabulary * LLAMA_8B.hidden + LLAMA_8B.hidden
+    whole = replace(FUSED, devices=2, sharded=True)
+    assert estimate_memory(LLAMA_8B, whole).gathered == pytest.approx(4 * (rest + 3 * layer))
+    assert estimate_memory(LLAMA_8B, replace(whole, precision="bf16")).gathered == pytest.approx(2 * (rest + 3 * layer))
+    adapters = replace(whole, method="lora", lora_r=16)
+    assert estimate_memory(LLAMA_8B, adapters).gathered == pytest.approx(4 * (rest + 2 * layer))
+
+
+def test_a_70b_model_that_no_gpu_holds_fits_sixteen_in_parts() -> None:
+    llama_70b = typical_shape(70.6e9)
+    work = replace(WORK, per_device_batch=1, checkpointing=True, optim="adamw_torch_fused")
+    assert estimate_memory(llama_70b, work).total > 1000 * GIB
+    assert estimate_memory(llama_70b, replace(work, devices=16, sharded=True)).total < 100 * GIB
 
 
 def total(work: Workload) -> float:

@@ -28,11 +28,16 @@ def test_names_places_and_watching_do_not_change_the_id(planned, override: str) 
     [
         "train.learning_rate=3e-3", "train.effective_batch_size=8", "train.seed=1", "train.data_seed=1",
         "scheduler=linear", "train.precision=bf16", "dataset.max_length=32", "dataset.demo.seed=1", "peft=lora",
-        "model.config.num_hidden_layers=3", "generation.max_new_tokens=9", "+train.extra.neftune_noise_alpha=5",
+        "model.config.num_hidden_layers=3", "generation.max_new_tokens=9",
+        "compute.num_devices=2", "+train.extra.neftune_noise_alpha=5",
     ],
 )  # fmt: skip
 def test_what_decides_the_result_changes_the_id(planned, override: str) -> None:
     assert planned(override).id != planned().id
+
+
+def test_sharded_trials_have_ids_of_their_own(planned) -> None:
+    assert planned("compute.num_devices=2", "compute.fsdp=true").id != planned("compute.num_devices=2").id
 
 
 def write_rows(file: Path, text: str) -> None:

@@ -1,0 +1,75 @@
+"""FSDP with our trainer, over two processes without a GPU: the result of one process, and it can be resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from sft_experiments.composition import composed
+from sft_experiments.run.folder import RunFolder
+from sft_experiments.run.record import Record, Status, read_record
+from tests.conftest import SMALL_DEMO
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = [*SMALL_DEMO, "logger=none", "train.max_steps=6", "train.effective_batch_size=8", "compute.threads=2"]
+ONE = [sys.executable, "-m", "sft_experiments.training.worker"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+SHARDED = [*LAUNCHER, "-m", "benchmarks.shard_on_cpu"]
+Train = Callable[..., tuple[RunFolder, Record]]
+
+
+@pytest.fixture
+def train(tmp_path: Path, sft_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Train:
+    """``train(name, *overrides, command, until)``: plan a trial, train it up to that share of its steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_CACHE_DIR", sft_environment["SFT_CACHE_DIR"])
+
+    def run(name: str, *overrides: str, command: list[str], until: float | None = None) -> tuple[RunFolder, Record]:
+        with composed([*SETTINGS, f"name={name}", "compute.device=cpu", *overrides]) as composition:
+            trial = composition.trial()
+        if command is SHARDED:  # the key needs CUDA; a worker does what its folder says
+            trial.record.config["compute"]["fsdp"] = True
+        if until is not None:
+            trial.record.plan["stop_at"] = until
+        trial.write()
+        environment = {**sft_environment, "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([*command, str(trial.folder.path)], env={**os.environ, **environment}, check=True, timeout=300)
+        assert OmegaConf.load(trial.folder.config).compute.fsdp is (command is SHARDED)
+        return trial.folder, read_record(trial.folder)
+
+    return run
+
+
+def test_a_sharded_run_stops_resumes_and_ends_with_the_result_of_one_process(train: Train) -> None:
+    one, alone = train("one", command=ONE)
+    _, stopped = train("parts", "compute.num_devices=2", command=SHARDED, until=0.5)
+    assert stopped.status is Status.pruned
+    parts, record = train("parts", "compute.num_devices=2", command=SHARDED)
+    assert (record.status, record.attempts) == (Status.completed, 2)
+    assert record.plan["loss_head"]["value"] == "trl_fused"
+    for name in ("eval/loss", "train/loss", "eval/mean_token_accuracy"):
+        assert record.metrics[name] == pytest.approx(alone.metrics[name], abs=1e-5), name
+    assert record.metrics["tokens"] == alone.metrics["tokens"]
+    steps = [json.loads(line)["step"] for line in parts.metrics.read_text().splitlines() if "eval/loss" in line]
+    assert steps == sorted(set(steps))
+    whole, weights = load_file(one.model / "model.safetensors"), load_file(parts.model / "model.safetensors")
+    assert whole.keys() == weights.keys()
+    for name, weight in whole.items():
+        assert torch.allclose(weights[name], weight, atol=1e-4), name
+
+
+def test_sharded_adapters_with_recomputed_activations_train_as_in_one_process(train: Train) -> None:
+    settings = ["peft=lora", "train.activation_checkpointing=true", "train.max_steps=3", "peft.lora_dropout=0"]
+    _, alone = train("one", *settings, command=ONE)
+    folder, record = train("parts", *settings, "compute.num_devices=2", command=SHARDED)
+    assert record.status is Status.completed
+    assert record.objective == pytest.approx(alone.objective, abs=1e-5)
+    assert (folder.model / "adapter_model.safetensors").is_file()
