@@ -49,9 +49,14 @@ def sweep_command(
 ) -> str:
     """The sweep that ``run`` belongs to, over its own axes with those in ``axes`` replaced or added.
 
+    A search has tried too many values for a grid of all of them: there the other axes keep the value of ``run``.
+
     Cells that already completed are not run again, so a command that adds values costs the new cells only.
     """
-    values = {axis: sweep_values(comparison, run, axis) for axis in run.record.axes if axis not in SEED_KEYS}
+    others = [axis for axis in run.record.axes if axis not in SEED_KEYS]
+    values = {
+        axis: [axis_value(run, axis)] if _is_search(run) else sweep_values(comparison, run, axis) for axis in others
+    }
     values |= {axis: list(chosen) for axis, chosen in axes.items()}
     replaced = {*values, *SEED_KEYS} | ({"sweep.num_seeds"} if num_seeds else set())
     typed = [word for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
@@ -62,12 +67,15 @@ def sweep_command(
 
 def _as_grid(run: Run, typed: Sequence[str], with_seeds: bool) -> list[str]:
     """What was typed, for a sweep over listed values: it is no search, and no seed is stopped for another's sake."""
-    settings = run.record.config.get("sweep", {})
-    is_search = settings.get("search", "grid") != "grid"
-    if not is_search and not (with_seeds and settings.get("early_stopping")):
+    is_stopping = with_seeds and run.record.config.get("sweep", {}).get("early_stopping")
+    if not _is_search(run) and not is_stopping:
         return list(typed)
-    of_the_method = SEARCH_SETTINGS if is_search else STOPPING_SETTINGS
+    of_the_method = SEARCH_SETTINGS if _is_search(run) else STOPPING_SETTINGS
     return ["sweep=none", *(word for word in typed if not word.lstrip("+~").startswith(of_the_method))]
+
+
+def _is_search(run: Run) -> bool:
+    return bool(run.record.config.get("sweep", {}).get("search", "grid") != "grid")
 
 
 def sweep_values(comparison: Comparison, run: Run, axis: str) -> list[Any]:

@@ -24,6 +24,7 @@ from sft_experiments.run.retry import advise_on_memory, recall, smaller_batch
 from sft_experiments.run.trial import Trial
 
 LOG_TAIL_LINES = 20
+OF_THIS_PROCESS = ("WANDB_SERVICE",)  # W&B's service of an open run: it works in our folder and ends with us
 LAUNCHER_VARIABLE = "SFT_LAUNCHER_PID"  # the worker stops, with a checkpoint, when this process is gone
 
 
@@ -92,7 +93,8 @@ def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    return {**os.environ, **ours}
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_PROCESS}
+    return {**inherited, **ours}
 
 
 def settle(folder: RunFolder, exit_code: int) -> Record:

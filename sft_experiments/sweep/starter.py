@@ -67,6 +67,7 @@ def _redirect_output(log: Path) -> None:
 def _environment(values: dict[str, str]) -> Iterator[None]:
     """The fork server reads OMP_* when it imports torch; this process keeps its own environment."""
     before = dict(os.environ)
+    os.environ.clear()
     os.environ.update(values)
     try:
         yield

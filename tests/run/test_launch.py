@@ -73,3 +73,11 @@ def test_workers_get_their_threads_and_sleep_when_idle() -> None:
     environment = worker_environment(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_a_trial_does_not_inherit_the_wandb_service_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", "3-123-unix-/tmp/socket")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    environment = worker_environment(threads=1)
+    assert "WANDB_SERVICE" not in environment
+    assert environment["WANDB_MODE"] == "offline"

@@ -35,6 +35,7 @@ class TensorBoardTracker:
         self.notes: list[str] = []
         self._folder = folder
         self._last_step = 0
+        self._newest: Event = {}
         self._by_tokens: Any = None
 
     def start(self, identity: RunIdentity, settings: Settings) -> None:
@@ -52,6 +53,7 @@ class TensorBoardTracker:
 
     def log(self, event: Event) -> None:
         step = self._last_step = int(event["step"])
+        self._newest |= event
         for name, value in measurements(event).items():
             self._writer.add_scalar(name, value, step)
         self._writer.add_scalar("tokens", event["tokens"], step)
@@ -70,7 +72,7 @@ class TensorBoardTracker:
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         for name in HPARAM_METRICS:
-            if isinstance(value := summary.get(name), int | float):
+            if isinstance(value := summary.get(name), int | float) and value != self._newest.get(name):
                 self._writer.add_scalar(name, value, self._last_step)
         _add_summary(self._writer, _session_end(status))
         self._writer.close()

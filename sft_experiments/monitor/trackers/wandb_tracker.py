@@ -8,10 +8,11 @@ from typing import Any
 
 from sft_experiments.errors import MissingDependencyError
 from sft_experiments.monitor.events import Alert, Event, Sample
-from sft_experiments.monitor.metrics_file import NOTHING_KEPT
+from sft_experiments.monitor.metrics_file import NOTHING_KEPT, read_events, read_samples
 from sft_experiments.monitor.secrets import redact
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.monitor.trackers.wandb_mode import choose_mode
+from sft_experiments.run.folder import RunFolder
 from sft_experiments.schema import WandbConfig
 
 INIT_SECONDS = 30.0
@@ -24,7 +25,12 @@ _EXIT_CODES = {"completed": 0, "pruned": 0}  # else 1: shown as failed
 
 
 class WandbTracker:
-    """Writes ``wandb/`` into the run folder; the same run id after a resume."""
+    """Writes ``wandb/`` into the run folder; the same run id after a resume.
+
+    Online, W&B itself goes on with the run. Offline, each attempt is a folder of its own, and a killed one lacks its
+    last moments and may hold steps that are trained again. So a resumed attempt tells again what its trial has
+    measured, from metrics.jsonl, and sets the earlier folders aside: one upload, every step once, in order.
+    """
 
     name = "wandb"
     job_type = "train"
@@ -64,7 +70,19 @@ class WandbTracker:
             self._run.define_metric(pattern, step_metric="step")
         if mode == "offline":
             self.notes.append(f"wandb is offline ({reason}); upload with: {_sync_command(self._run)}")
+            if resumed and _set_earlier_attempts_aside(Path(self._run.dir).parent):
+                self._tell_again(RunFolder(self._folder), identity.resumed_step)
         self._is_online = mode == "online"
+
+    def _tell_again(self, folder: RunFolder, last_step: int) -> None:
+        samples: dict[int, list[Sample]] = {}
+        for sample in read_samples(folder.samples):
+            samples.setdefault(sample.step, []).append(sample)
+        for event in read_events(folder.metrics):
+            if event["step"] <= last_step:
+                self.log(event)
+                if "eval/loss" in event and (told := samples.pop(int(event["step"]), None)):
+                    self.samples(told)
 
     def log(self, event: Event) -> None:
         self._run.log(event, step=int(event["step"]))
@@ -120,8 +138,21 @@ def _tags(tags: list[str], settings: Settings) -> list[str]:
     return [tag[:LONGEST_TAG] for tag in dict.fromkeys([*tags, *found])]
 
 
+def _set_earlier_attempts_aside(current: Path) -> bool:
+    """Move the folders of a trial's earlier attempts into ``earlier/``; not when W&B has (some of) them already."""
+    attempts = [path for path in current.parent.glob("*run-*") if path.is_dir() and not path.is_symlink()]
+    earlier = [path for path in attempts if path.name != current.name]
+    if any(not path.name.startswith("offline-") or list(path.glob("*.synced")) for path in earlier):
+        return False
+    aside = current.parent / "earlier"
+    aside.mkdir(exist_ok=True)
+    for path in earlier:
+        path.rename(aside / path.name)
+    return True
+
+
 def _sync_command(run: Any) -> str:
-    """All attempts of this trial: they have one run id, and W&B uploads them in order.
+    """The folders of this trial that W&B does not have: they have one run id, and it uploads them in order.
 
     W&B may have chosen another folder than ours (its temporary one, when ours cannot be written).
     """

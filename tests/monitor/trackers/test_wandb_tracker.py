@@ -92,21 +92,40 @@ def test_a_run_that_did_not_complete_is_not_finished(tmp_path: Path, identity: R
     assert content["summary"]["status"] == status
 
 
-@pytest.mark.slow
-def test_a_resumed_run_keeps_its_id_and_its_steps_go_on(tmp_path: Path, identity: RunIdentity) -> None:
+def attempt_after_three_steps(folder: Path, identity: RunIdentity) -> WandbTracker:
+    """A second attempt at a run whose first one lost its last step and had trained beyond the checkpoint."""
     import dataclasses
 
-    first = started(tmp_path, identity)
-    for step in (1, 2, 3):
+    first = started(folder, identity)
+    for step in (1, 2, 4):
         log(first, step, **{"train/loss": 1.0})
     first.finish("preempted", {})
-    second = started(tmp_path, dataclasses.replace(identity, resumed_step=3))
+    lines = [{"step": step, "tokens": 100 * step, "epoch": 0.1, "time": 1.0, "train/loss": 1.0} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return started(folder, dataclasses.replace(identity, resumed_step=3))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_its_id_and_is_whole_in_one_folder(tmp_path: Path, identity: RunIdentity) -> None:
+    second = attempt_after_three_steps(tmp_path, identity)
     for step in (4, 5):
         log(second, step, **{"train/loss": 0.5})
     second.finish("completed", {})
-    attempts = run_folders(tmp_path)
-    assert [summary(attempt)["run_id"] for attempt in attempts] == ["0123456789ab", "0123456789ab"]
-    assert [row["_step"] for attempt in attempts for row in history(attempt)] == [1, 2, 3, 4, 5]
+    (run,) = run_folders(tmp_path)
+    (aside,) = (tmp_path / "wandb/earlier").iterdir()
+    assert (summary(run)["run_id"], summary(aside)["run_id"]) == ("0123456789ab", "0123456789ab")
+    assert [(row["_step"], row["train/loss"]) for row in history(run)] == [(1, 1), (2, 1), (3, 1), (4, 0.5), (5, 0.5)]
+
+
+@pytest.mark.slow
+def test_what_was_uploaded_meanwhile_is_not_told_again(tmp_path: Path, identity: RunIdentity) -> None:
+    started(tmp_path, identity).finish("preempted", {})
+    (first,) = run_folders(tmp_path)
+    (first / "run-0123456789ab.wandb.synced").touch()
+    second = attempt_after_three_steps(tmp_path, identity)
+    log(second, 4, **{"train/loss": 0.5})
+    second.finish("completed", {})
+    assert [row["_step"] for row in history(run_folders(tmp_path)[-1])] == [4]
 
 
 @pytest.mark.slow
