@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -34,6 +34,8 @@ class Interval:
     whole: bool = False
 
     def draw(self, source: random.Random) -> str:
+        if self.whole and not self.log:
+            return str(source.randint(int(self.low), int(self.high)))
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = source.uniform(low, high)
         return self.text(math.exp(value) if self.log else value)
@@ -142,12 +144,17 @@ def random_cells(context: HydraContext, master: DictConfig, arguments: list[str]
     yield from drawn_cells(search_space(context, master, arguments), master)
 
 
+def drawn_point(dimensions: Mapping[str, Dimension], seed: int, number: int) -> dict[str, str]:
+    """One point at random, the same for the same seed and number."""
+    source = random.Random(f"{seed} {number}")
+    return {key: dimension.draw(source) for key, dimension in dimensions.items()}
+
+
 def drawn_cells(space: Space, master: DictConfig) -> Iterator[Cell]:
     """The same of a space that is known."""
     wanted, seen = int(master.sweep.num_trials), set()
     for number in range(wanted * DRAWS_PER_TRIAL):
-        source = random.Random(f"{master.sweep.search_seed} {number}")
-        point = {key: dimension.draw(source) for key, dimension in space.dimensions.items()}
+        point = drawn_point(space.dimensions, int(master.sweep.search_seed), number)
         if tuple(point.values()) not in seen:
             seen.add(tuple(point.values()))
             yield from space.cells(point)

@@ -4,6 +4,7 @@ A point is thought out on a copy in memory and written in one transaction, so th
 whenever its process is killed. Each proposal is seeded by its number: the same study is followed by the same point.
 """
 
+import random
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from sft_experiments.monitor.metrics_file import read_events
 from sft_experiments.report.thinning import thinned
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Status, read_record
-from sft_experiments.sweep.space import Dimension, Interval
+from sft_experiments.sweep.space import Dimension, Interval, drawn_point
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Point = dict[str, str]  # by key, the values as they are written in overrides
 
 STUDY_FILE = "study.db"
-STARTUP_TRIALS = 5  # points at random before the model of the objective is of any use
+STARTUP_TRIALS = 5  # points at random, as a random search draws them, before a model of the objective is of any use
 BATCH = "batch"  # attribute of a study's trial: the number of the first one that was proposed with it
 MOST_REPORTED = 50  # evaluations of a trial that go into the study: each one is a transaction
 
@@ -92,10 +93,14 @@ def propose(study: "Study", dimensions: Mapping[str, Dimension], seed: int, batc
     """Add one point to the study. ``seed``: of the search; ``batch``: the number of the first point of its batch."""
     optuna = import_optuna()
     known = study.get_trials(deepcopy=False)
-    copy = optuna.create_study(direction=study.direction, sampler=sampler(seed + len(known)))
-    copy.add_trials(known)
     distributions = {key: distribution(dimension) for key, dimension in dimensions.items()}
-    point = texts(copy.ask(distributions).params, dimensions)
+    if len(known) < STARTUP_TRIALS:
+        point = drawn_point(dimensions, seed, len(known))
+    else:  # neighbouring seeds of numpy begin alike, so that they are spread out first
+        spread = random.Random(f"{seed} {len(known)}").getrandbits(32)
+        copy = optuna.create_study(direction=study.direction, sampler=sampler(spread))
+        copy.add_trials(known)
+        point = texts(copy.ask(distributions).params, dimensions)
     study.add_trial(
         optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,

@@ -80,3 +80,10 @@ def test_seeds_replicate_every_point() -> None:
     cells = drawn("sweep=random", "sweep.num_trials=3", "sweep.num_seeds=2")
     assert len(cells) == 6
     assert cells[0].axes == ["train.learning_rate", "train.effective_batch_size", "train.seed"]
+
+
+def test_whole_numbers_are_drawn_alike() -> None:
+    cells = drawn("sweep=random", "sweep.num_trials=300", "model.config.num_hidden_layers=int(interval(1,3))",
+                  "train.learning_rate=interval(0,1)", "train.effective_batch_size=8")  # fmt: skip
+    layers = [next(item for item in cell.overrides if "num_hidden_layers" in item)[-1] for cell in cells]
+    assert all(70 < layers.count(number) < 130 for number in "123")
