@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig
 
@@ -138,8 +139,6 @@ def measure(case: Case) -> int:
     torch.manual_seed(0)
     trainer = build_trainer(case)
     peak = Peak(trainer, case.workload.device)
-    if case.workload.devices > 1:
-        return peak.of_all_steps()  # the wrapper and its buffers are made at the start of the training
     trainer.add_callback(peak)
     trainer.train()
     return peak.bytes
@@ -235,14 +234,6 @@ class Peak(TrainerCallback):
     def __init__(self, trainer: ExperimentTrainer, device: str) -> None:
         self.trainer, self.device, self.bytes = trainer, device, 0
 
-    def of_all_steps(self) -> int:
-        """The peak of a whole training on the CPU. FSDP frees the whole weights when it has made its parts of them."""
-        before = 0 if self.trainer.is_fsdp_enabled else live_bytes(self.trainer)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-            self.trainer.train()
-        return before + highest_sum(profiler)
-
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step != 2:
             return
@@ -274,16 +265,15 @@ def highest_sum(profiler: Any) -> int:
 
 
 def live_bytes(trainer: ExperimentTrainer) -> int:
-    """Weights, buffers and optimizer state; each storage counted once."""
+    """Weights, buffers, optimizer state and DDP's buckets; each storage counted once, of sharded ones its own part."""
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     tensors += [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
     tensors += [
-        value
-        for state in (trainer.optimizer.state.values() if trainer.optimizer else ())
-        for value in state.values()
-        if torch.is_tensor(value)
+        value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
     ]
     tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    if isinstance(trainer.model_wrapped, DistributedDataParallel):
+        tensors += [bucket.buffer() for bucket in trainer.model_wrapped.reducer._get_zeros_like_grad_buckets()]
     sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(sizes.values())
 

@@ -11,7 +11,9 @@ the optimizer step (weights, gradients, state and its temporaries). Terms, and w
 - activation checkpointing keeps each layer's input, and one whole layer while it is recomputed (arXiv:1604.06174);
 - logits of a block of supervised positions at a time (training/loss_head.py, on CUDA TRL's fused head).
 
-Checked against measured peaks in docs/memory.md (benchmarks/memory_estimate.py). Not covered: fp16, several devices,
+With several devices: DDP's buckets for gradients, or with FSDP 1/n of all states (ZeRO, stage 3) and what is gathered.
+
+Checked against measured peaks in docs/memory.md (benchmarks/memory_estimate.py). Not covered: fp16,
 the eager attention's score matrix, mixtures of experts beyond their weights.
 """
 
@@ -110,14 +112,18 @@ def estimate_memory(shape: Shape, work: Workload) -> MemoryEstimate:
 
 
 def _gathered(shape: Shape, work: Workload) -> float:
-    """FSDP's units are the layers, and one of the rest: whole are the rest, the layer that is worked on with its
-    gradient, and the next layer, which is fetched ahead (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
+    """What FSDP holds whole in the backward pass: the embeddings and the head, and some layers.
+
+    The layer at work; the next one, in the buffer that it arrives in and copied out of it, beside the part that was
+    sent; when it is trained, its gradient, again in the buffer that is summed over ranks, and the part that is kept.
+    https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html (prefetching, one buffer for each layer)
     """
     wide = 4 if work.precision == "fp32" else 2
     layer = shape.linear_parameters / shape.layers + 2 * shape.hidden
     rest = shape.vocabulary * shape.hidden * (1 if shape.tied else 2) + shape.hidden
-    gradient = layer if work.method == "full" else 0.0
-    return wide * (rest + 2 * layer + gradient)
+    part = 1 / work.devices
+    layers = 3 + part + (2 + part if work.method == "full" else 0)
+    return wide * (rest + layers * layer)
 
 
 def _weights(shape: Shape, work: Workload) -> float:
