@@ -38,6 +38,7 @@ class Load:
     mean_length: float
     trainable_fraction: float
     recomputes: bool  # activation checkpointing runs the forward pass twice
+    devices: int = 1  # that share the tokens; ranks on the CPU share the threads as well
 
 
 def computed_duration(shape: Shape, load: Load, device: str, device_name: str, threads: int) -> Optional[Duration]:
@@ -53,7 +54,7 @@ def computed_duration(shape: Shape, load: Load, device: str, device_name: str, t
         peak = peak_flops(device_name)
         if peak is None:
             return None
-        speed, least = peak * UTILISATION, GPU_LEAST_SECONDS_PER_MICRO_BATCH
+        speed, least = peak * UTILISATION * load.devices, GPU_LEAST_SECONDS_PER_MICRO_BATCH
         basis = f"computed: {UTILISATION:.0%} of {device_name}'s {peak / 1e12:g} TFLOP/s"
     return Duration(max(load.tokens * flops / speed, load.micro_batches * least), basis)
 
@@ -70,6 +71,7 @@ class Likeness:
     method: str
     max_length: int
     packing: str
+    num_devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def _measured(folder: RunFolder) -> Optional[Measured]:
             method=config["peft"]["method"],
             max_length=config["dataset"]["max_length"],
             packing=config["dataset"]["packing"],
+            num_devices=plan["batch"].get("num_devices", 1),
         )
         seconds, tokens = record["timings"]["train"], record["metrics"]["tokens"]
         return Measured(likeness, seconds, tokens, plan["batch"]["effective_batch_size"], folder)

@@ -94,6 +94,7 @@ def _duration(
         mean_length=(facts.tokens or 0) / max(1, facts.documents),
         trainable_fraction=1.0 if full else shape.lora_parameters(config.peft.r) / shape.parameters,
         recomputes=config.train.activation_checkpointing,
+        devices=plan.batch.num_devices,
     )
     return computed_duration(shape, load, plan.device.value, device_name(plan), plan.threads)
 
@@ -115,6 +116,7 @@ def likeness(config: Config, plan: Plan) -> Likeness:
         method=config.peft.method.name,
         max_length=config.dataset.max_length,
         packing=config.dataset.packing.name,
+        num_devices=plan.batch.num_devices,
     )
 
 

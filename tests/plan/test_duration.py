@@ -65,6 +65,7 @@ def test_a_run_that_differs_or_did_not_complete_tells_nothing(tmp_path: Path) ->
     write_run(tmp_path / "b", 100, 10)
     runs = measured_runs(tmp_path)
     assert from_measured(runs, replace(LIKE, precision="bf16"), 8, 10, 0) is None
+    assert from_measured(runs, replace(LIKE, num_devices=2), 8, 10, 0) is None
     assert measured_runs(tmp_path / "nowhere") == []
 
 
@@ -76,5 +77,7 @@ def test_a_computed_time_is_the_arithmetic_of_the_model_at_the_stated_utilisatio
     assert "35%" in found.basis
     slower = computed_duration(shape, replace(load, recomputes=True), "cuda", "NVIDIA H200", 8)
     assert slower is not None and slower.seconds > 1.25 * found.seconds
+    shared = computed_duration(shape, replace(load, devices=4), "cuda", "NVIDIA H200", 8)
+    assert shared is not None and shared.seconds == pytest.approx(found.seconds / 4)
     assert computed_duration(shape, load, "cuda", "An unknown GPU", 8) is None
     assert GIB == 2**30
