@@ -8,8 +8,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sft_experiments.compose import from_plain
+from sft_experiments.compose import as_mapping, from_plain
 from sft_experiments.errors import ModelError, RunFolderError
+from sft_experiments.model_use.recorded import completed
 from sft_experiments.plan.device import resolve_device
 from sft_experiments.run.files import read_json
 from sft_experiments.run.folder import RunFolder
@@ -44,7 +45,7 @@ def load_trained(folder: RunFolder, merge: bool = False, device: str | None = No
     """
     _require_weights(folder)
     record = read_record(folder)
-    config = from_plain(record.config)
+    config = from_plain(as_mapping(completed(record.config)))
     device = device or resolve_device(config.compute.device).value
     tokenizer = load_saved_tokenizer(folder)
     model = load_saved_model(folder, config, tokenizer, torch.float32 if device == "cpu" else torch.bfloat16, merge)

@@ -35,8 +35,7 @@ def recorded_run(path: Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
     changes = _parsed(overrides)
     groups = {change.key_or_group for change in changes if _is_group(change)}
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder.config))
-        assert isinstance(config, DictConfig)
+        config: Any = completed(OmegaConf.load(folder.config))
         _replace_groups(
             config, groups, [text for text, change in zip(overrides, changes, strict=True) if _root(change) in groups]
         )
@@ -50,6 +49,18 @@ def recorded_run(path: Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
     replaced = {change.key_or_group for change in changes}
     kept = [text for text in earlier if (key := _key(text)) not in replaced and key.split(".")[0] not in groups]
     return config, Request([*kept, *overrides])
+
+
+def completed(recorded: Any) -> DictConfig:
+    """A recorded config under today's schema. Keys that did not exist when it was recorded get conf/'s default."""
+    config = OmegaConf.merge(OmegaConf.structured(Config), recorded)
+    assert isinstance(config, DictConfig)
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        with composed([]) as composition:
+            for key in sorted(missing):
+                OmegaConf.update(config, key, OmegaConf.select(composition.master, key))
+    return config
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:

@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sft_experiments.compose import to_config
 from sft_experiments.errors import ConfigError, RunFolderError
@@ -51,10 +53,23 @@ def test_a_group_is_taken_from_todays_conf_with_its_own_overrides(trained: RunFo
     assert changed.dataset.demo["num_train"] == 200
 
 
+def test_a_key_that_did_not_exist_when_the_run_was_recorded_gets_todays_default(
+    trained: RunFolder, tmp_path: Path
+) -> None:
+    old = RunFolder(tmp_path / "old")
+    shutil.copytree(trained.path, old.path)
+    config = OmegaConf.load(old.config)
+    del config.compute["fsdp"], config.generation["num_samples"]
+    OmegaConf.save(config, old.config)
+    config, _ = recorded_run(old.path)
+    assert config.compute.fsdp is False and config.generation.num_samples == 8
+    assert config.train.max_steps == recorded_run(trained.path)[0].train.max_steps
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [("train.lerning_rate=1", "learning_rate"), ("train.learning_rate=fast", "learning_rate"),
-     ("scheduler=cosinus", "cosine"), ("train.seed=1,2", "one value"), ("~train.seed", "one value"), ("nonsense", "")],
+     ("scheduler=cosinus", "cosine"), ("train.seed=1,2", "one value"), ("~train.seed", "one value"), ("nonsense", "nonsense")],
 )  # fmt: skip
 def test_a_change_that_cannot_be_is_refused(trained: RunFolder, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
