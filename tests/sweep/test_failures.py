@@ -7,7 +7,7 @@ import pytest
 from sft_experiments.report.number_format import format_value
 from sft_experiments.run.record import Status
 from sft_experiments.sweep import pool
-from tests.sweep.conftest import Done
+from tests.sweep.conftest import QUIET_RATES, Done
 
 pytestmark = pytest.mark.slow
 
@@ -94,8 +94,8 @@ def test_a_later_launch_starts_with_the_batch_that_fitted(
     sweep: Callable[..., Done], plant: Callable[..., None], quiet: Done
 ) -> None:
     plant({"at": 3, "do": "run_out_of_memory", "fits": 2})
-    assert sweep("train.learning_rate=0.001").code == 0
-    done = sweep("train.learning_rate=0.001,0.002")
+    assert sweep("train.learning_rate=0.001,0.003").code == 0
+    done = sweep(QUIET_RATES)  # 0.002 is new
     assert done.code == 0, done.shown
     new = done.by_rate()[0.002]
     assert new.attempts == 1
