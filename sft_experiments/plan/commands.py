@@ -41,8 +41,17 @@ class Outlook:
         earlier = [trial.recorded() for trial in self.trials]
         return [record.status.value if record else "new" for record in earlier]
 
+    def device_seconds(self) -> Optional[float]:
+        """Of all devices together; what the price is for. One number of devices per trial: the largest of any."""
+        seconds, trials = self.seconds_to_run(), [*self.trials, *(self.examples.trials if self.examples else [])]
+        return None if seconds is None else seconds * max(trial.config.compute.num_devices for trial in trials)
+
+    def price(self) -> Optional[float]:
+        seconds = self.device_seconds()
+        return None if seconds is None or self.price_per_hour is None else seconds / 3600 * self.price_per_hour
+
     def seconds_to_run(self) -> Optional[float]:
-        """Device time of the trials that the command would train; None when one of them is unknown."""
+        """Of the trials that the command would train, one after another; None when one of them is unknown."""
         pending = [
             item.duration.seconds if item.duration else None
             for item, trial in zip(self.forecasts, self.trials, strict=True)
@@ -58,7 +67,7 @@ class Outlook:
         return max(0, self.search.num_trials - len(self.trials)) if self.search else 0
 
     def seconds_of_examples(self) -> tuple[Optional[float], Optional[float]]:
-        """Device time of one example on average and at most; None when it is unknown."""
+        """Time of one example on average and at most; None when it is unknown."""
         durations = [item.duration for item in self.examples.forecasts] if self.examples else []
         seconds = [duration.seconds for duration in durations if duration]
         return (sum(seconds) / len(seconds), max(seconds)) if seconds else (None, None)
@@ -168,9 +177,9 @@ def as_dict(found: Outlook) -> dict[str, Any]:
         "sweep": str(found.sweep.folder) if found.sweep else None,
         "search": search_as_dict(found) if found.search else None,
         "concurrent_trials": found.concurrent_trials,
-        "device_seconds": seconds,
+        "device_seconds": found.device_seconds(),
         "wall_seconds": None if seconds is None else seconds / found.concurrent_trials,
-        "price": None if seconds is None or found.price_per_hour is None else seconds / 3600 * found.price_per_hour,
+        "price": found.price(),
         "cells": cells,
     }
 

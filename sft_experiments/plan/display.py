@@ -160,8 +160,9 @@ def _show_time(found: Outlook) -> None:
         wall = (
             f", {duration_text(seconds / found.concurrent_trials)} on the clock" if found.concurrent_trials > 1 else ""
         )
-        price = f", price {seconds / 3600 * found.price_per_hour:,.2f}" if found.price_per_hour is not None else ""
-        hours = f"{seconds / 3600:.2g} device hours"
+        amount, device_seconds = found.price(), found.device_seconds()
+        price = f", price {amount:,.2f}" if amount is not None else ""
+        hours = f"{(device_seconds or seconds) / 3600:.2g} device hours"
         console.print(
             f"  time       about {duration_text(seconds)} of training ({hours}{wall}{price}) [dim]({bases[0]})[/dim]"
         )

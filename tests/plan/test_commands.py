@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,25 @@ def test_an_eight_billion_model_is_judged_against_the_device_that_is_named(tmp_p
     assert planned(*lora, "--device-memory", "80GiB")["cells"][0]["memory_verdict"] == "fits"
 
 
-def test_a_price_is_computed_from_the_time(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A completed run tells the speed of the next one like it."""
+def test_a_price_is_that_of_all_devices_for_the_time_of_a_run_like_it(
+    trained: Path, sft_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = json.loads((trained / "record.json").read_text())
-    monkeypatch.setenv("SFT_CACHE_DIR", str(trained / "nowhere"))
-    overrides = [item for item in record["overrides"] if not item.startswith("train.max_steps")]
-    found = planned(*overrides, f"output_dir={trained.parents[1]}", "compute.threads=1", "--price", "3.6")
-    assert found["cells"][0]["state"] == "new"
-    if found["device_seconds"] is not None:  # the data report is in the session's own cache
-        assert found["price"] == pytest.approx(found["device_seconds"] / 1000)
+    monkeypatch.setenv("SFT_CACHE_DIR", sft_environment["SFT_CACHE_DIR"])  # knows how many tokens the data have
+    kept = [item for item in record["overrides"] if not item.startswith("train.max_steps")]
+    threads = f"compute.threads={record['plan']['threads']}"
+    arguments = [*kept, "train.max_steps=120", f"output_dir={trained.parents[1]}", threads, "--price", "3.6"]
+    options, overrides = plan_options().parse_known_args(arguments)
+    one = outlook(overrides, options)
+    seconds, duration = one.seconds_to_run(), one.forecasts[0].duration
+    assert seconds is not None and duration is not None and "measured" in duration.basis
+    assert seconds > record["timings"]["train"]  # 120 steps, not 60
+    assert as_dict(one)["price"] == pytest.approx(seconds / 1000)
+    (trial,) = one.trials
+    several = replace(trial.config, compute=replace(trial.config.compute, num_devices=4))
+    four = as_dict(replace(one, trials=[replace(trial, config=several)]))
+    assert (four["device_seconds"], four["wall_seconds"]) == (pytest.approx(4 * seconds), seconds)
+    assert four["price"] == pytest.approx(4 * seconds / 1000)
 
 
 def test_the_terminal_shows_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
