@@ -105,7 +105,7 @@ RANGES: dict[str, Range] = {
     "monitor.peak_tflops": POSITIVE,
 }
 # Numbers with a check of their own, because their order or their company decides too.
-ELSEWHERE = {"sweep.rungs": "sweep/halving.py", "sweep.reduction_factor": "sweep/halving.py"}
+ELSEWHERE = {"sweep.rungs": "sweep/stoppable.py", "sweep.reduction_factor": "sweep/stoppable.py"}
 
 
 def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:

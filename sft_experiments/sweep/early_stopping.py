@@ -35,7 +35,7 @@ class RungQueue(Queue):
 
     def __init__(self, settings: SweepConfig, trials: Iterable[Trial], to_run: list[Trial]) -> None:
         assert settings.early_stopping is not None
-        super().__init__([trial for trial in to_run if _is_new(trial)])
+        super().__init__([_planned(trial) for trial in to_run if _is_new(trial)])
         self.waiting.clear()  # they are written, and wait for the rule
         self.stopped = False
         self.rule, self.rungs, self.factor = RULES[settings.early_stopping], settings.rungs, settings.reduction_factor
@@ -46,7 +46,9 @@ class RungQueue(Queue):
         taking_part = [trial for trial in self.trials.values() if trial.id in ours | self.completed]
         self.scores = {trial.id: scores_of(trial, self.rungs) for trial in taking_part}
         self.training: set[str] = set()
-        self.waiting.extend(self._sent(trial) for trial in taking_part if trial.id in ours and _is_on_its_way(trial))
+        for trial in taking_part:
+            if trial.id in ours and _is_on_its_way(trial, len(self.scores[trial.id]), self.rungs):
+                self.waiting.append(self._sent(trial))
 
     def next(self) -> Optional[Trial]:
         if self.waiting or self.stopped:
@@ -58,10 +60,7 @@ class RungQueue(Queue):
     def _sent(self, trial: Trial) -> Trial:
         """A trial on its way to its next rung, as the worker will find it."""
         passed = len(self.scores[trial.id])
-        plan = {**trial.record.plan, STOP_AT: self.rungs[passed] if passed < len(self.rungs) else None}
-        if (steps := steps_of(trial)) is not None:
-            plan["steps"] = steps  # what tells its rungs: the worker plans them again, but may be killed before
-        trial = replace(trial, record=replace(trial.record, plan=plan))
+        trial = _planned(trial, **{STOP_AT: self.rungs[passed] if passed < len(self.rungs) else None})
         trial.write()
         self.training.add(trial.id)
         return trial
@@ -123,6 +122,16 @@ def tokens_saved(trials: list[Trial]) -> list[str]:
     ]
 
 
+def _planned(trial: Trial, **added: Any) -> Trial:
+    """The trial with more in its plan, and with the steps that an earlier launch planned: they tell its rungs.
+
+    The worker plans them again, but may be killed before.
+    """
+    steps = steps_of(trial)
+    plan = {**trial.record.plan, **({} if steps is None else {"steps": steps}), **added}
+    return replace(trial, record=replace(trial.record, plan=plan))
+
+
 def _is_new(trial: Trial) -> bool:
     """Never started, or to be tried once more after a failure."""
     earlier = trial.recorded()
@@ -134,10 +143,15 @@ def _is_completed(trial: Trial) -> bool:
     return earlier is not None and earlier.status is Status.completed
 
 
-def _is_on_its_way(trial: Trial) -> bool:
-    """Whether an earlier launch was stopped or killed while it trained this trial to a rung, or from one."""
-    unfinished = read_record(trial.folder).status in {Status.pending, Status.running, Status.preempted}
-    return unfinished and STOP_AT in read_json(trial.folder.plan)
+def _is_on_its_way(trial: Trial, passed: int, rungs: list[float]) -> bool:
+    """Whether an earlier launch was stopped or killed while it trained this trial to a rung, or from one.
+
+    One that was stopped at its rung itself waits there like the others.
+    """
+    plan = read_json(trial.folder.plan)
+    if STOP_AT not in plan or read_record(trial.folder).status is Status.pruned:
+        return False
+    return plan[STOP_AT] is None or passed < sum(share <= plan[STOP_AT] for share in rungs)
 
 
 def scores_of(trial: Trial, rungs: list[float]) -> list[float]:

@@ -63,7 +63,8 @@ def account_for(plans: Sweep, trials: list[Trial], notes: list[str]) -> None:
     """Show what became of all trials; ``SweepFailed`` when some did not complete."""
     failed = show_sweep_outcome(plans, trials, notes)
     if failed:
-        raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; the same command goes on with them")
+        again = "the same command with sweep.retry_failed=true runs them again"
+        raise SweepFailed(f"{failed} of {len(trials)} trials did not complete; {again}")
 
 
 def point_hydra_at(master: DictConfig, folder: Path) -> None:

@@ -129,7 +129,7 @@ class Pool:
         self.free.append(job.slot)
         assert job.process.exitcode is not None
         record = settle(job.trial.folder, job.process.exitcode)
-        if job.asked_to_stop is not None and record.status is not Status.completed:
+        if self._was_stopped(job, record):
             self._record_stop(job, record)
         if self.stopped_by is None and self._try_again(job.trial, record):
             board.retried(job.trial.folder)
@@ -171,6 +171,11 @@ class Pool:
             job.asked_because = Status.preempted if self.stopped_by is not None else Status.timeout
         if job.asked_to_stop is not None and now - job.asked_to_stop > GRACE_SECONDS:
             job.process.kill()
+
+    def _was_stopped(self, job: Running, record: Record) -> bool:
+        """Whether it ended because of us: a second Ctrl-C kills trials that have not been asked to stop yet."""
+        ours = job.asked_to_stop is not None or (self.stopped_by is not None and record.status is Status.killed)
+        return ours and record.status not in {Status.completed, Status.pruned}
 
     def _record_stop(self, job: Running, record: Record) -> None:
         """What we stopped is not killed from outside, however it died: preempted goes on with the same command."""

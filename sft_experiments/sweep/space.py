@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from sft_experiments.compose import as_mapping
 from sft_experiments.errors import ConfigError
+from sft_experiments.plan.ranges import outside
 from sft_experiments.report.number_format import format_value
 from sft_experiments.sweep.cells import Cell, compose_cell, override_values, parse, seed_axis
 
@@ -141,6 +142,8 @@ def _interval(key: str, low: Any, high: Any, log: bool) -> Interval:
 
 def random_cells(context: HydraContext, master: DictConfig, arguments: list[str]) -> Iterator[Cell]:
     """``sweep.num_trials`` different points, drawn with ``sweep.search_seed``. A larger number keeps the first ones."""
+    for mistake in outside("sweep.num_trials", master.sweep.num_trials):  # no cell will tell when there is none
+        raise ConfigError(mistake)
     yield from drawn_cells(search_space(context, master, arguments), master)
 
 

@@ -1,6 +1,7 @@
 """Whether a sweep can stop its bad trials early, before anything is spent."""
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,8 +24,8 @@ def check_early_stopping(master: DictConfig, trials: Iterable[Trial] = ()) -> No
     rungs, factor = list(master.sweep.rungs), master.sweep.reduction_factor
     if not rungs or rungs != sorted(set(rungs)) or not all(0 < rung < 1 for rung in rungs):
         raise ConfigError(f"sweep.rungs={rungs}: must be rising shares of the training between 0 and 1")
-    if factor <= 1:
-        raise ConfigError(f"sweep.reduction_factor={factor}: must be above 1")
+    if not 1 < factor < math.inf:
+        raise ConfigError(f"sweep.reduction_factor={factor}: must be a number above 1")
     rule = f"sweep.early_stopping={master.sweep.early_stopping.name}"
     if master.sweep.search is SearchMethod.bayes:
         raise ConfigError(f"{rule}: Bayesian search learns from trained trials; use sweep.search=random or grid")

@@ -72,7 +72,8 @@ def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: Sto
             status = Status.preempted
             return
         raise_if_unhealthy(monitor)
-        if trainer.state.global_step == rung_of(config, record, steps):
+        rung = rung_of(config, record, steps)
+        if rung is not None and trainer.state.global_step >= rung:  # a checkpoint may lie beyond it
             status = record.status = Status.pruned
             return
         with clock("evaluate"):

@@ -18,7 +18,7 @@ from sft_experiments.plan.cadence import rung_step
 from sft_experiments.report.collect import collect_runs
 from sft_experiments.report.rank import compare_runs
 from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Record, Status
+from sft_experiments.run.record import Record, Status, read_record
 from sft_experiments.run.trial import Trial
 from sft_experiments.sweep.board import LiveBoard
 from sft_experiments.sweep.early_stopping import RungQueue
@@ -167,6 +167,38 @@ def test_a_failed_trial_takes_no_place_at_a_rung(sweep: Callable[..., Done], pla
 
 
 @pytest.mark.slow
+def test_one_that_failed_beyond_a_rung_trains_to_the_end_when_it_is_retried(
+    sweep: Callable[..., Done], plant: Callable[..., None], quiet: Done
+) -> None:
+    best = min(quiet.by_rate(), key=lambda rate: quiet.by_rate()[rate].objective or 9.0)
+    plant({"in": {"learning_rate": best}, "at": 5, "do": "fail"})
+    arguments = [QUIET_RATES, "sweep.early_stopping=asha", *ONE_RUNG]
+    failed = sweep(*arguments)
+    assert failed.by_rate()[best].status is Status.failed
+    assert "sweep.retry_failed=true runs them again" in " ".join(failed.shown.split())
+    plant()
+    done = sweep(*arguments, "sweep.retry_failed=true")
+    assert done.code == 0, done.shown
+    assert last_step(done, best) == 6
+    assert done.by_rate()[best].objective == quiet.by_rate()[best].objective
+    assert done.weights(best) == quiet.weights(best)
+
+
+@pytest.mark.slow
+def test_one_that_was_stopped_at_its_rung_waits_for_the_rule(sweep: Callable[..., Done]) -> None:
+    arguments = [QUIET_RATES, "sweep.early_stopping=asha", *ONE_RUNG]
+    done = sweep(*arguments)
+    waiting = [folder for folder in find_run_folders(done.folder) if read_record(folder).status is Status.pruned]
+    for folder in waiting:
+        record = read_record(folder)
+        record.status = Status.preempted
+        record.write(folder)
+    again = sweep(*arguments)
+    assert again.code == 0, again.shown
+    assert [(read_record(one).status, read_record(one).attempts) for one in waiting] == [(Status.pruned, 1)] * 2
+
+
+@pytest.mark.slow
 def test_a_batch_that_was_found_too_large_stays_smaller_at_later_rungs(
     sweep: Callable[..., Done], plant: Callable[..., None], quiet: Done
 ) -> None:
@@ -186,7 +218,8 @@ def test_a_batch_that_was_found_too_large_stays_smaller_at_later_rungs(
         (["sweep.rungs=[0.6,0.2]"], "must be rising shares"),
         (["sweep.rungs=[0.2,1.5]"], "must be rising shares"),
         (["sweep.rungs=[]"], "must be rising shares"),
-        (["sweep.reduction_factor=1"], "sweep.reduction_factor=1.0: must be above 1"),
+        (["sweep.reduction_factor=1"], "sweep.reduction_factor=1.0: must be a number above 1"),
+        (["sweep.reduction_factor=nan"], "sweep.reduction_factor=nan: must be a number above 1"),
         (["hydra/launcher=basic"], "sweep.early_stopping=asha needs hydra/launcher=pool"),
         (["train.max_steps=10"], "compares trials at equal tokens"),
         (["train.num_train_epochs=1,2"], "compares trials at equal tokens"),

@@ -87,3 +87,9 @@ def test_whole_numbers_are_drawn_alike() -> None:
                   "train.learning_rate=interval(0,1)", "train.effective_batch_size=8")  # fmt: skip
     layers = [next(item for item in cell.overrides if "num_hidden_layers" in item)[-1] for cell in cells]
     assert all(70 < layers.count(number) < 130 for number in "123")
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_points_at_all_are_refused(number: int) -> None:
+    with pytest.raises(ConfigError, match=f"sweep.num_trials={number}: must be at least 1"):
+        drawn("sweep=random", f"sweep.num_trials={number}")

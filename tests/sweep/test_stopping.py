@@ -110,6 +110,21 @@ def test_a_stopped_sweep_saves_checkpoints_and_goes_on_from_them(
         assert read_record(RunFolder(path)).attempts == 2
 
 
+def test_ctrl_c_twice_at_once_fails_no_trial(
+    launch: Launch, sweep: Callable[..., Done], plant: Callable[..., None], quiet: Done, tmp_path: Path
+) -> None:
+    process = launch()
+    wait_until(lambda: steps_done(tmp_path) >= 3 or process.poll() is not None)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)  # the trials have not been asked to stop yet
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, shown
+    assert not any(read_record(folder).status.is_failure for folder in find_run_folders(tmp_path)), shown
+    plant()
+    assert_as_if_quiet(sweep(QUIET_RATES), quiet)
+
+
 def kill_at_step(process: subprocess.Popen[str], home: Path, moment: int) -> None:
     """SIGKILL for the sweep, not for its trials, when they have done so many steps together."""
     wait_until(lambda: bool(list(home.rglob("sweep.json"))))
