@@ -108,7 +108,7 @@ def test_data_preparation(tmp_path: Path) -> None:
     data_preparation.write_rows(file, 60)
     tokenizer = data_preparation.build_demo_tokenizer()
     for packs in (False, True):
-        assert data_preparation.run_case(file, tokenizer, tmp_path, packs, 1)["times"]
+        assert data_preparation.run_case(file, file, tokenizer, tmp_path, packs, 1)["times"]
 
 
 def test_a_sweep_of_two_at_once_trains_the_cells_of_the_peers(
