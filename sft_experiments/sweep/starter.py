@@ -7,6 +7,7 @@ Nothing here or in what is preloaded may start a thread pool or touch CUDA befor
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ PRELOAD = "sft_experiments.sweep.preload"
 def warm_up(threads: int) -> None:
     """Start the fork server with the environment that trials need; returns at once, imports go on beside."""
     multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
-    with _environment(worker_environment(threads)):
+    with _environment(worker_environment(threads)), _ignoring(signal.SIGINT):
         forkserver.ensure_running()
 
 
@@ -61,6 +62,19 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+@contextmanager
+def _ignoring(number: signal.Signals) -> Iterator[None]:
+    """What starts here ignores it, and so do its children until they take it over.
+
+    Ctrl-C reaches all processes at the terminal: the server would die while it imports, a trial just after its fork.
+    """
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @contextmanager

@@ -125,6 +125,19 @@ def test_ctrl_c_twice_at_once_fails_no_trial(
     assert_as_if_quiet(sweep(QUIET_RATES), quiet)
 
 
+@pytest.mark.parametrize("seconds", [0.1, 1.5])
+def test_ctrl_c_before_the_first_trial_trains_fails_no_trial(launch: Launch, tmp_path: Path, seconds: float) -> None:
+    process = launch()
+    wait_until(lambda: bool(list(tmp_path.rglob("record.json"))) or process.poll() is not None)
+    time.sleep(seconds)  # its starter imports torch
+    os.killpg(process.pid, signal.SIGINT)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown
+    assert not any(read_record(folder).status.is_failure for folder in find_run_folders(tmp_path)), shown
+    wait_until(lambda: not processes_of(tmp_path), 20)
+
+
 def kill_at_step(process: subprocess.Popen[str], home: Path, moment: int) -> None:
     """SIGKILL for the sweep, not for its trials, when they have done so many steps together."""
     wait_until(lambda: bool(list(home.rglob("sweep.json"))))
