@@ -36,11 +36,13 @@ def unlabel_repeated_rows(accelerator: Accelerator, inputs: dict[str, Any]) -> i
     """
     loader = accelerator.gradient_state
     starts = inputs.pop(ROW_STARTS, inputs.get("cu_seq_lens_q"))  # padding-free: one row behind the other
-    if accelerator.num_processes == 1 or not loader.end_of_dataloader or loader.remainder <= 0:
+    if accelerator.num_processes == 1 or not loader.end_of_dataloader:
         return 0
     num_rows = len(inputs["labels"]) if starts is None else len(starts) - 1
-    first_repeated = max(0, loader.remainder - accelerator.process_index * num_rows)
-    if first_repeated >= num_rows:
+    # Accelerate's own remainder is lost when a resumed run skips the rows that it has read.
+    remainder = len(loader.active_dataloader.dataset) % (num_rows * accelerator.num_processes)
+    first_repeated = max(0, remainder - accelerator.process_index * num_rows)
+    if remainder == 0 or first_repeated >= num_rows:
         return 0
     if starts is None:
         inputs["labels"][first_repeated:] = IGNORED

@@ -175,3 +175,23 @@ def test_a_killed_rank_and_a_smaller_batch_do_not_change_the_result(
     assert done.weights(0.001) == on_two_ranks.weights(0.001)
     assert_equal_result(done.by_rate()[0.002], on_two_ranks.by_rate()[0.002])
     assert done.by_rate()[0.002].plan["batch"]["per_device_train_batch_size"] == 2
+
+
+def test_a_resumed_epoch_counts_no_row_of_its_partial_last_step_twice(
+    sweep_in: Callable[..., Done], plant: Callable[..., None], tmp_path: Path
+) -> None:
+    settings = [TWO_RANKS, "train.learning_rate=0.002", "train.max_steps=null", "train.num_train_epochs=1"]
+    settings += ["dataset.demo.num_train=28"]  # three steps of eight rows and one of four
+    done = []
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        if name == "resumed":
+            plant({"in": {"process_index": 1}, "at": 2, "do": "be_killed", "once": True})
+        done.append(sweep_in(tmp_path / name, *settings))
+        assert done[-1].code == 0, done[-1].shown
+    (whole,), (resumed,) = (each.records() for each in done)
+    assert (whole.attempts, resumed.attempts) == (1, 2)
+    assert "goes on from step" in done[1].trial(0.002).log.read_text()
+    assert whole.metrics["tokens"] == whole.plan["steps"]["tokens_per_epoch"]
+    assert_equal_result(resumed, whole)
+    assert done[1].weights(0.002) == done[0].weights(0.002)
