@@ -24,38 +24,38 @@ _FRACTIONS = ("_ratio", "dropout", "_fraction", "beta1", "beta2")  # settings th
 def edge_rule(evidence: Evidence, key: str) -> Advice | None:
     """The best value of an axis is its smallest or largest: the optimum may lie beyond."""
     line = line_through_best(evidence.comparison, key)
-    if len(line.values) < 2:
+    values = sorted({*line.values, *line.stopped})
+    if len(values) < 2:
         return None
-    best = evidence.comparison.cells[0]
-    position = line.cells.index(best)
-    if 0 < position < len(line.cells) - 1:
+    best = evidence.comparison.cells[0].values[key]
+    if best not in (values[0], values[-1]):
         return None
-    up = position > 0
-    if any((value > line.values[position]) == up for value, _ in line.unranked):
-        return None  # tried further out, and it failed, was pruned, or is not done yet
-    new = beyond(line.values, up, integer=isinstance(best.values[key], int))
+    up = best == values[-1]
+    if any((value > best) == up for value, _ in line.unranked):
+        return None  # tried further out, and it failed or is not done yet
+    new = beyond(values, up, integer=isinstance(best, int))
     if new is None or (new >= 1 and key.endswith(_FRACTIONS)):
         return None
-    return _edge_advice(evidence, line, position, new)
+    return _edge_advice(evidence, line, up, new)
 
 
-def _edge_advice(evidence: Evidence, line: Line, position: int, new: float) -> Advice:
+def _edge_advice(evidence: Evidence, line: Line, up: bool, new: float) -> Advice:
     comparison = evidence.comparison
-    same = line.cells[position - 1 if position else 1].within_noise
-    inwards = line.cells[::-1] if position else line.cells
+    inwards = line.cells[::-1] if up else line.cells
+    same = inwards[1].within_noise if len(inwards) > 1 else None
     losses = [comparison.loss(cell) for cell in inwards]
     steady = len(losses) >= 3 and losses == sorted(losses)
     confidence = LOW if same else HIGH if same is False else MEDIUM if steady else LOW
-    end = "largest" if position else "smallest"
-    trail = ", ".join(
-        f"{format_value(value)}: {format_score(cell.mean)}" for value, cell in zip(line.values, line.cells, strict=True)
-    )
+    end = "largest" if up else "smallest"
+    scores = {value: format_score(cell.mean) for value, cell in zip(line.values, line.cells, strict=True)}
+    scores |= dict.fromkeys(line.stopped, "stopped early")
+    trail = ", ".join(f"{format_value(value)}: {scores[value]}" for value in sorted(scores))
     tried = sweep_values(comparison, evidence.run, line.key)
     caution = " At fixed epochs a smaller batch also means more steps." if line.key == BATCH_SIZE else ""
     doubt = " The next value is within noise of it, so the trend is not sure." if same else ""
     return Advice(
         rule="edge",
-        finding=f"The best {line.name}, {format_value(line.values[position])}, is the {end} tried.{doubt}",
+        finding=f"The best {line.name}, {format_value(line.values[-1 if up else 0])}, is the {end} tried.{doubt}",
         evidence=f"{comparison.metric} by {line.name}: {trail}.{caution}",
         action=f"Extend the grid to {line.name}={format_value(new)}; finished cells are kept.",
         command=sweep_command(comparison, evidence.run, {line.key: with_value(tried, new)}),

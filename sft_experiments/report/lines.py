@@ -7,6 +7,7 @@ from typing import Any
 from sft_experiments.report.collect import Run
 from sft_experiments.report.columns import identity
 from sft_experiments.report.rank import Cell, Comparison
+from sft_experiments.run.record import Status
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Line:
     @property
     def name(self) -> str:
         return self.key.rsplit(".", 1)[-1]
+
+    @property
+    def stopped(self) -> list[float]:
+        """Values that early stopping has found to be worse."""
+        return [value for value, run in self.unranked if run.record.status is Status.pruned]
 
 
 def line_through_best(comparison: Comparison, key: str) -> Line:

@@ -105,6 +105,16 @@ def test_an_edge_beyond_which_something_was_tried_is_no_edge(status: Status) -> 
     assert found(compare_runs(Collection(runs, [])), "edge") == []
 
 
+def test_what_was_stopped_early_is_on_the_inner_side_of_an_edge() -> None:
+    runs = [make_run(Path("sweep"), rate, 16, None, status=Status.pruned) for rate in (5e-4, 1e-3)]
+    runs.append(make_run(Path("sweep"), 2e-3, 16, 0.4))
+    (advice,) = found(compare_runs(Collection(runs, [])), "edge")
+    assert advice.finding == "The best learning_rate, 2e-3, is the largest tried."
+    assert "5e-4: stopped early, 1e-3: stopped early, 2e-3: 0.4000" in advice.evidence
+    assert "train.learning_rate=5e-4,1e-3,2e-3,5e-3" in advice.command
+    assert advice.confidence == "low"
+
+
 def test_equal_batch_sizes_lead_to_the_faster_one() -> None:
     comparison = compare_grid(
         bowl(steepness=0.4, best_batch=16), noise=0.03, num_seeds=4, rates=[2e-3], random=Random(2)
