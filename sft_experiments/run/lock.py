@@ -26,9 +26,9 @@ def is_held(path: Path) -> bool:
     """Whether some process holds the lock right now."""
     if not path.exists():
         return False
-    with path.open("a") as file:
+    with path.open() as file:  # for reading: results may lie on a disk that cannot be written
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
