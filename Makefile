@@ -28,7 +28,7 @@ train: $(READY) ## run one training on the embedded demo
 
 .PHONY: test
 test: $(READY) browser ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The report is tested in a real browser. Debian's is installed where that is possible without a password; elsewhere
 # those tests are skipped, loudly, unless SFT_REQUIRE_BROWSER=1.
