@@ -1,7 +1,8 @@
 """`sft plan` and `sft recommend`: what a run or sweep will do and cost, before it does anything. No torch."""
 
 import json
-from argparse import ArgumentParser, Namespace
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -96,9 +97,16 @@ def _options() -> ArgumentParser:
     )
     parser.add_argument("--from", dest="run_folder", metavar="RUN_DIR", help="a recorded run again, with changes")
     parser.add_argument("--device-memory", help="memory of one device to judge against, e.g. 80GiB")
-    parser.add_argument("--price", type=float, help="price of one device per hour, in any currency")
+    parser.add_argument("--price", type=_price, help="price of one device per hour, in any currency")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     return parser
+
+
+def _price(text: str) -> float:
+    price = float(text)
+    if not 0 <= price < math.inf:
+        raise ArgumentTypeError(f"{text}: must be at least 0")
+    return price
 
 
 def outlook(overrides: list[str], options: Namespace, sweep_by_default: bool = False) -> Outlook:

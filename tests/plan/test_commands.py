@@ -144,3 +144,10 @@ def test_a_recorded_run_is_planned_with_changes() -> None:
     assert longer["values"]["train.learning_rate"]["value"] == 0.004
     with pytest.raises(ConfigError, match="one value for each key"):
         plan(["--from", folder, "train.max_steps=9,10"])
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_a_price_that_is_none_is_refused(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan_options().parse_args([f"--price={price}"])
+    assert f"argument --price: {price}: must be at least 0" in capsys.readouterr().err
