@@ -79,8 +79,22 @@ def _in_own_process(trial: Trial) -> int:
         except KeyboardInterrupt:  # the terminal sent it to the worker too, which saves and exits
             stopped = signal.SIGINT
             continue
+        if stopped is signal.SIGINT and _died_of_ctrl_c(trial.folder, ranks):
+            return 128 + stopped
         preempted = ranks > 1 and read_record(trial.folder).status is Status.preempted
         return 128 + stopped if preempted else code  # the ranks' launcher tells only good from bad
+
+
+def _died_of_ctrl_c(folder: RunFolder, ranks: int) -> bool:
+    """Record a worker that Ctrl-C ended before it could save: while it was importing, or the second one."""
+    if ranks > 1:
+        await_ranks(folder, ranks)
+    record = read_record(folder)
+    if record.status not in {Status.pending, Status.running}:
+        return False
+    record.status, record.finished_at = Status.preempted, utc_now()
+    record.write(folder)
+    return True
 
 
 def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:

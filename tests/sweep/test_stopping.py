@@ -189,6 +189,23 @@ def test_a_single_run_whose_command_is_killed_stops_with_a_checkpoint(
     assert list(folder.checkpoints.glob("checkpoint-*/complete.json"))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_while_a_single_run_is_still_importing_stops_it(
+    faulty_environment: dict[str, str], tmp_path: Path, ranks: int
+) -> None:
+    command = [sys.executable, "-m", "sft_experiments", "train", *TINY, f"compute.num_devices={ranks}"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=faulty_environment, **options)  # type: ignore[call-overload]
+    wait_until(lambda: bool(list(tmp_path.rglob("record.json"))) or process.poll() is not None)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, shown
+    assert "the same command goes on" in shown
+    (folder,) = find_run_folders(tmp_path)
+    assert (read_record(folder).status, read_record(folder).failure) == (Status.preempted, None)
+
+
 def test_the_second_of_two_launches_at_once_refuses(
     launch: Launch, sweep: Callable[..., Done], plant: Callable[..., None], tmp_path: Path
 ) -> None:
