@@ -79,22 +79,21 @@ def _in_own_process(trial: Trial) -> int:
         except KeyboardInterrupt:  # the terminal sent it to the worker too, which saves and exits
             stopped = signal.SIGINT
             continue
-        if stopped is signal.SIGINT and _died_of_ctrl_c(trial.folder, ranks):
-            return 128 + stopped
-        preempted = ranks > 1 and read_record(trial.folder).status is Status.preempted
-        return 128 + stopped if preempted else code  # the ranks' launcher tells only good from bad
+        if stopped is signal.SIGINT:
+            _record_ctrl_c(trial.folder, ranks)
+        preempted = read_record(trial.folder).status is Status.preempted
+        # The ranks' launcher tells only good from bad, and a second Ctrl-C may hit a worker that has saved.
+        return 128 + stopped if preempted and (ranks > 1 or code < 0) else code
 
 
-def _died_of_ctrl_c(folder: RunFolder, ranks: int) -> bool:
+def _record_ctrl_c(folder: RunFolder, ranks: int) -> None:
     """Record a worker that Ctrl-C ended before it could save: while it was importing, or the second one."""
     if ranks > 1:
         await_ranks(folder, ranks)
     record = read_record(folder)
-    if record.status not in {Status.pending, Status.running}:
-        return False
-    record.status, record.finished_at = Status.preempted, utc_now()
-    record.write(folder)
-    return True
+    if record.status in {Status.pending, Status.running}:
+        record.status, record.finished_at = Status.preempted, utc_now()
+        record.write(folder)
 
 
 def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
