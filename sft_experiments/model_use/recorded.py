@@ -71,6 +71,8 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
     for text, change in zip(overrides, changes, strict=True):
         if change.is_delete() or change.is_sweep_override():
             raise ConfigError(f"{text}: a recorded run takes one value for each key, as key=value")
+        if change.key_or_group == "sweep":
+            raise ConfigError(f"{text}: a recorded run is one run; launch a sweep with sft sweep and its settings")
     return list(changes)
 
 

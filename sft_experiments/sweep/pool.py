@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -138,9 +138,14 @@ class Pool:
         self.queue.ended(job.trial, record)
         board.ended(job.trial.folder, record)
         drop_weights(job.trial.folder.path.parent, self.settings.keep_models)
-        write_report(job.trial.folder.path.parent)
+        self._write_report(job.trial.folder.path.parent)
         if self.settings.fail_fast and record.status.is_failure:
             self.queue.stop()
+
+    def _write_report(self, folder: Path) -> None:
+        """What hinders the page must not stop trials that train; the end of the sweep writes it again, and tells."""
+        with suppress(RunFolderError):
+            write_report(folder)
 
     def _try_again(self, trial: Trial, record: Record) -> bool:
         """Put a killed trial back in the queue (bounded), and one that ran out of memory with a smaller batch."""

@@ -70,7 +70,7 @@ def test_a_key_that_did_not_exist_when_the_run_was_recorded_gets_todays_default(
     ("override", "words"),
     [("train.lerning_rate=1", "learning_rate"), ("train.learning_rate=fast", "learning_rate"),
      ("scheduler=cosinus", "cosine"), ("train.seed=1,2", "one value"), ("~train.seed", "one value"),
-     ("nonsense", "nonsense")],
+     ("nonsense", "nonsense"), ("sweep=asha", "sft sweep")],
 )  # fmt: skip
 def test_a_change_that_cannot_be_is_refused(trained: RunFolder, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

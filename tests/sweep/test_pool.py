@@ -8,6 +8,7 @@ from typing import Any, Optional
 import pytest
 
 from sft_experiments.composition import composed
+from sft_experiments.errors import RunFolderError
 from sft_experiments.plan.device import Gpu
 from sft_experiments.run.folder import RunFolder
 from sft_experiments.run.record import Status, read_record
@@ -105,6 +106,18 @@ def test_a_hundred_trials_on_four_devices(
         for other, other_start, other_end in clock.booked[:number]:
             if set(devices.split(",")) & set(other.split(",")):
                 assert start_ >= other_end or end <= other_start
+
+
+def test_a_report_that_cannot_be_written_stops_no_trial(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise RunFolderError(f"cannot write {folder}/report.html: File too large")
+
+    monkeypatch.setattr(pool, "write_report", refuse)
+    monkeypatch.setattr(pool, "start_worker", lambda folder, threads, devices, ranks: FakeWorker(clock, folder, "0", 1))
+    records = pool.Pool(trials(tmp_path)[:5], 1).run()
+    assert [record.status for record in records] == [Status.completed] * 5
 
 
 def test_slots_share_the_visible_devices_out(clock: Clock) -> None:
