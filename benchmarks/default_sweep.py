@@ -49,9 +49,11 @@ def build_demo_world(root: Path) -> World:
 
 def peer_changes(batch: int, rows: int) -> dict[str, Any]:
     """Fields of SFTConfig in which the default sweep differs from the job of the other benchmarks."""
-    per_epoch = -(-rows // batch)
+    from sft_experiments.plan.cadence import resolve_interval
+
+    steps = EPOCHS * -(-rows // batch)
     return {
-        "max_steps": EPOCHS * per_epoch,
+        "max_steps": steps,
         "per_device_train_batch_size": batch,
         "lr_scheduler_type": "cosine",
         "warmup_steps": WARMUP,
@@ -59,7 +61,7 @@ def peer_changes(batch: int, rows: int) -> dict[str, Any]:
         "eval_on_start": True,
         "eval_steps": LOOKS,
         "save_steps": LOOKS,
-        "logging_steps": EVENTS,
+        "logging_steps": resolve_interval("train.logging_steps", EVENTS, steps),  # SFTConfig rounds shares otherwise
         "save_strategy": "steps",
         "save_total_limit": 1,
         "load_best_model_at_end": True,
