@@ -1,6 +1,7 @@
 """Shared by all rooms: the real command line in a subprocess, and one small real sweep."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,12 @@ SWEEP_OF_FOUR = [
     "train.max_steps=12",
     "name=four",
 ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_interrupts() -> None:
+    """A shell that starts the tests in the background has them, and all that they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
