@@ -40,8 +40,8 @@ browser:
 	  echo "no chromium and chromedriver here: the browser tests of the report will be skipped"
 
 .PHONY: bench
-bench: $(READY) ## measure against what one would run instead: about an hour on two cores (docs/performance.md)
-	$(BIN)/python -m benchmarks.run_all
+bench: $(READY) ## measure against what one would run instead: an hour and a half on two cores (docs/performance.md)
+	$(BIN)/python -m benchmarks.run_all $(BENCH)
 
 .PHONY: bench-gpu
 bench-gpu: $(READY) ## the same for one GPU, in nine minutes

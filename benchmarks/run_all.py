@@ -1,7 +1,8 @@
 """All CPU benchmarks one after another, and the table of what they found (`make bench`).
 
 ``--table`` prints the table of the results that are there. All of it takes about an hour and a half on two cores, a
-third of that C6.
+third of that C6. LitGPT and Ray Tune take part when ``--litgpt`` and ``--ray`` name interpreters that have them
+(``make bench BENCH="--litgpt litgpt/bin/python --ray ray/bin/python"``): they want environments of their own.
 """
 
 import argparse
@@ -28,6 +29,7 @@ COMMANDS = {  # in the order they run
     "C8": ["checkpoints"],
     "C9": ["trial_start"],
 }
+PEERS = {"C3": "litgpt", "C6": "ray"}  # of which suite in an environment of its own
 Row = tuple[str, str, float, str, bool]  # work, against, measured, target, met
 
 
@@ -138,10 +140,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true", help="print what is recorded, measure nothing")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    for peer in PEERS.values():
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help="an interpreter that has this peer")
     options = parser.parse_args()
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
     for identity in [] if options.table else options.only:
         suite, *arguments = COMMANDS[identity]
+        peer = PEERS.get(identity, "")
+        if interpreter := getattr(options, peer, None):
+            arguments += [f"--{peer}", interpreter]
         print(f"\n{identity}: {suite}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{suite}", *arguments], env=environment, check=True)
     print(f"\n{summary()}")

@@ -189,6 +189,20 @@ def test_the_table_names_what_is_missed(tmp_path: Path) -> None:
     assert [line.split("|")[-2].strip() for line in lines] == ["met", "missed"]
 
 
+def test_a_peer_of_another_environment_takes_part_where_its_interpreter_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, **options: started.append(command[2:]))
+    monkeypatch.setattr("sys.argv", ["run_all", "--only", "C3", "C6", "C9", "--litgpt", "there/python"])
+    run_all.main()
+    assert started == [
+        ["benchmarks.training_step", "--few", "--litgpt", "there/python"],
+        ["benchmarks.halving"],
+        ["benchmarks.trial_start"],
+    ]
+
+
 def test_recorded_results_are_what_the_table_reads() -> None:
     assert run_all.summary().count("\n") > len(run_all.COMMANDS)
 
