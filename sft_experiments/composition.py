@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
@@ -79,7 +80,7 @@ def composed(arguments: list[str], sweep_by_default: bool = False) -> Iterator[C
     multirun = multirun or sweep_by_default or any(item != "sweep=none" for item in named)
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="sft"):
-            loader = GlobalHydra.instance().hydra.config_loader  # type: ignore[union-attr]  # set by the line above
+            loader = GlobalHydra.instance().config_loader()
             several = multirun or _has_several_values(loader, overrides)
             mode = RunMode.MULTIRUN if several else RunMode.RUN
             master = loader.load_configuration(CONFIG_NAME, overrides, mode, validate_sweep_overrides=not several)
@@ -109,8 +110,8 @@ def _split(arguments: list[str]) -> tuple[list[str], bool]:
     return overrides, multirun
 
 
-def _has_several_values(loader: object, overrides: list[str]) -> bool:
+def _has_several_values(loader: ConfigLoader, overrides: list[str]) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)  # type: ignore[arg-type]  # a protocol
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     return any(len(override_values(override)) > 1 for override in parsed)

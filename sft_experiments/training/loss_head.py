@@ -121,7 +121,7 @@ def rows_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
         grad = torch.is_grad_enabled()
-        sums: tuple[Tensor, Tensor] = _RowsLoss.apply(hidden, weight, bias, targets, dtype, grad)  # type: ignore[no-untyped-call]  # torch.autograd
+        sums: tuple[Tensor, Tensor] = _RowsLoss.apply(hidden, weight, bias, targets, dtype, grad)  # type: ignore[no-untyped-call]  # torch's own
     return sums
 
 

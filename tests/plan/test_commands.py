@@ -14,17 +14,9 @@ from sft_experiments.errors import ConfigError
 from sft_experiments.plan.commands import _options as plan_options
 from sft_experiments.plan.commands import as_dict, outlook, plan
 from sft_experiments.show import console
+from tests.plan.conftest import planned
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-
-
-def planned(*arguments: str) -> dict[str, Any]:
-    options, overrides = plan_options().parse_known_args(list(arguments))
-    return as_dict(outlook(overrides, options))
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def rows_file(folder: Path, count: int) -> str:

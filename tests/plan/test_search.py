@@ -2,26 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sft_experiments.plan.commands import _options as plan_options
-from sft_experiments.plan.commands import as_dict, outlook, plan
+from sft_experiments.plan.commands import plan
 from tests.conftest import SMALL_DEMO, Sft
+from tests.plan.conftest import planned
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 RATES = "train.learning_rate=tag(log,interval(1e-4,1e-2))"
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
-
-
-def planned(*arguments: str) -> dict[str, Any]:
-    options, overrides = plan_options().parse_known_args(list(arguments))
-    return as_dict(outlook(overrides, options))
 
 
 def test_a_random_search_lists_the_points_that_it_will_draw() -> None:
