@@ -180,6 +180,8 @@ def _explain_omegaconf(cause: OmegaConfBaseException, message: str, outer: str) 
     value = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", message)
     if value:
         return f"{prefix}{key}={value.group(1)}: must be of type {value.group(2).lower()}"
+    if message.endswith("is not a ListConfig, list or tuple."):
+        return f"{prefix}{key}: must be a list: '{key}=[...]'"
     return f"{prefix}{key + ': ' if key else ''}{message}"
 
 

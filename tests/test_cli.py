@@ -19,6 +19,7 @@ def test_no_arguments_show_the_help(sft) -> None:
         (["trian"], "no command 'trian'; did you mean 'train'?"),
         (["train", "train.lerning_rate=1"], "train.lerning_rate: no such key; did you mean 'train.learning_rate'"),
         (["train", "train.learning_rate=abc"], "train.learning_rate=abc: must be of type float"),
+        (["train", "sweep.rungs=0.5"], "sweep.rungs: must be a list: 'sweep.rungs=[...]'"),
         (["train", "train.seed=1.5"], "train.seed=1.5: must be of type integer"),
         (["train", "model=qwen3_9b"], "model=qwen3_9b: no such option; did you mean 'qwen3_8b'"),
         (["train", "train.precision=fp64"], "train.precision: Invalid value 'fp64', expected one of [auto, fp32"),

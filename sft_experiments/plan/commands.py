@@ -103,9 +103,12 @@ def _options() -> ArgumentParser:
 
 
 def _price(text: str) -> float:
-    price = float(text)
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
     if not 0 <= price < math.inf:
-        raise ArgumentTypeError(f"{text}: must be at least 0")
+        raise ArgumentTypeError(f"{text}: must be a number of at least 0")
     return price
 
 

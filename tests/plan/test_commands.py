@@ -138,8 +138,8 @@ def test_a_recorded_run_is_planned_with_changes() -> None:
         plan(["--from", folder, "train.max_steps=9,10"])
 
 
-@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+@pytest.mark.parametrize("price", ["-1", "nan", "inf", "cheap"])
 def test_a_price_that_is_none_is_refused(price: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         plan_options().parse_args([f"--price={price}"])
-    assert f"argument --price: {price}: must be at least 0" in capsys.readouterr().err
+    assert f"argument --price: {price}: must be a number of at least 0" in capsys.readouterr().err
