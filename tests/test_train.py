@@ -106,6 +106,19 @@ def test_checkpoints_of_a_completed_run_hold_weights_but_nothing_that_only_resum
     assert not names & {"optimizer.pt", "scheduler.pt", "complete.json", "rng_state.pth"}
 
 
+def test_an_evaluation_counts_the_tokens_up_to_its_own_step_however_rarely_training_is_logged(
+    run_sft, tmp_path: Path
+) -> None:
+    counted = []
+    for logging_steps in (1, 7):
+        settings = ["train.max_steps=10", "train.eval_steps=5", "logger=none", f"train.logging_steps={logging_steps}"]
+        assert run_sft(tmp_path, "train", *SMALL_DEMO, *settings, f"name=every{logging_steps}").returncode == 0
+        (file,) = (tmp_path / "outputs" / f"every{logging_steps}").rglob("metrics.jsonl")
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        counted.append({event["step"]: event["tokens"] for event in events if "eval/loss" in event})
+    assert counted[0] == counted[1] and 0 == counted[0][0] < counted[0][5] < counted[0][10]
+
+
 def test_samples_hold_prompt_reference_and_answer(trained: Path) -> None:
     samples = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
     assert {sample["step"] for sample in samples} >= {0, 60}

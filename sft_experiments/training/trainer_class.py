@@ -163,6 +163,9 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._train_metrics())
+        elif "eval_loss" in logs:  # runs are compared at the tokens of their evaluations
+            self._read_train_sums()
+            logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 
     def _train_metrics(self) -> dict[str, float]:
