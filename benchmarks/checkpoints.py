@@ -64,9 +64,9 @@ class Meter:
 
 def train_ours(world: World, job: Job, root: Path) -> dict[str, Any]:
     """The real sweep with Hydra's basic launcher and trials in this process, so that saving can be timed."""
-    from sft_experiments import app
-    from sft_experiments.training.checkpoints import KeepCheckpoints
-    from sft_experiments.training.trainer_class import ExperimentTrainer
+    from sft_experiments.commands import run
+    from sft_experiments.training.callbacks import KeepCheckpoints
+    from sft_experiments.training.trainer import ExperimentTrainer
 
     meter = Meter(root)
     meter.watch(ExperimentTrainer, "_save_checkpoint", True)
@@ -76,7 +76,7 @@ def train_ours(world: World, job: Job, root: Path) -> dict[str, Any]:
     cadence = [f"train.eval_steps={job.steps // LOOKS}", "train.per_device_eval_batch_size=64"]
     process = ["sweep.check=false", "compute.isolate=false", "compute.threads=1", "hydra/launcher=basic"]
     settings = [value for value in our_settings(world, job, root) if not value.startswith("train.eval_steps")]
-    app.sweep([*settings, *cadence, *grid, *process])
+    run("sweep", [*settings, *cadence, *grid, *process])
     losses = {}
     for file in root.rglob("record.json"):
         record = json.loads(file.read_text())

@@ -14,9 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.harness import measure, table, write_result
-from sft_experiments.composition import composed
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Failure, Record, Status
+from sft_experiments.config.hydra import composed
+from sft_experiments.launch.trial import plan_run
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Failure, Record, Status
 
 NUM_RUNS, NUM_PAGE_RUNS, NUM_EVENTS = 1_000, 100, 1_000
 LIMIT_SECONDS = 3.0
@@ -25,7 +26,7 @@ LIMIT_SECONDS = 3.0
 def write_sweep(root: Path, num_runs: int, num_events: int) -> None:
     """``num_runs`` trials over 25 learning rates, 4 batch sizes and seeds; one in twenty diverged."""
     with composed(["model=tiny", "dataset=demo"]) as composition:
-        record = composition.trial().record
+        record = plan_run(composition).record
     chance = random.Random(0)
     for number in range(num_runs):
         rate, batch = 1e-4 * 1.2 ** (number % 25), 8 * 2 ** (number // 25 % 4)

@@ -29,10 +29,10 @@ EPOCHS, WARMUP, LOOKS, EVENTS = 3, 0.05, 0.2, 0.02
 
 def build_demo_world(root: Path) -> World:
     """The demo's rows, tokenizer and initial weights as files, for the peers."""
-    from sft_experiments.composition import composed
+    from sft_experiments.config.hydra import composed
     from sft_experiments.data.demo import DEMO_DEFAULTS, generate_demo_rows
-    from sft_experiments.training.model import load_model
-    from sft_experiments.training.tokenizer import load_tokenizer
+    from sft_experiments.launch.trial import plan_run
+    from sft_experiments.training.model import load_model, load_tokenizer
 
     world = World(root)
     world.data.mkdir(parents=True)
@@ -40,7 +40,7 @@ def build_demo_world(root: Path) -> World:
         rows = ({"messages": row["messages"]} for row in generate_demo_rows(split, **DEMO_DEFAULTS))
         (world.data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with composed([]) as composition:
-        config = composition.trial().config
+        config = plan_run(composition).config
     tokenizer = load_tokenizer(config.model)
     tokenizer.save_pretrained(world.model)
     load_model(config, tokenizer, "fp32", "sdpa").save_pretrained(world.model)
@@ -49,7 +49,7 @@ def build_demo_world(root: Path) -> World:
 
 def peer_changes(batch: int, rows: int) -> dict[str, Any]:
     """Fields of SFTConfig in which the default sweep differs from the job of the other benchmarks."""
-    from sft_experiments.plan.cadence import resolve_interval
+    from sft_experiments.plan.arithmetic import resolve_interval
 
     steps = EPOCHS * -(-rows // batch)
     return {

@@ -27,7 +27,7 @@ from benchmarks.harness import table, write_result
 from benchmarks.loss_and_attention import attention_case, loss_head_case
 from benchmarks.training_step import check_no_leak
 from sft_experiments.training.packed_attention import PACKED
-from sft_experiments.training.trainer_class import ExperimentTrainer
+from sft_experiments.training.trainer import ExperimentTrainer
 
 SIZES = {
     "0.5B": Size((896, 24, 14, 2, 4864), 151936, 2048, 16, target=110_000),

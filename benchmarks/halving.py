@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import table, write_result
-from sft_experiments.monitor.metrics_file import read_events
-from sft_experiments.plan.cadence import rung_step
-from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import read_record
+from sft_experiments.plan.arithmetic import rung_step
+from sft_experiments.runs.events import read_events
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import read_record
 from sft_experiments.schema import EarlyStopping
-from sft_experiments.sweep.rules import RULES, Standings
+from sft_experiments.sweep.stopping_rules import RULES, Standings
 
 SEEDS = (42, 43, 44)
 RATES = "train.learning_rate=0.0003,0.0008,0.002,0.005,0.01"  # beside the demo's batches of 4, 16 and 64

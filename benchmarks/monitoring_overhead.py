@@ -19,9 +19,9 @@ import psutil
 from transformers import TrainerCallback
 
 from benchmarks.harness import table, write_result
-from sft_experiments import app
-from sft_experiments.monitor.callback import MonitorCallback
-from sft_experiments.training import session
+from sft_experiments.commands import run
+from sft_experiments.training import run as training_run
+from sft_experiments.training.callbacks import MonitorCallback
 
 LIMIT = 0.02
 
@@ -74,7 +74,7 @@ class TimedCallback(MonitorCallback):
 
 def measure_run(max_steps: int, logging_steps: int) -> dict[str, Any]:
     """Shares of the training time of one demo run."""
-    session.MonitorCallback = TimedCallback  # type: ignore[misc]
+    training_run.MonitorCallback = TimedCallback  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"train.max_steps={max_steps}", f"train.logging_steps={logging_steps}", f"output_dir={folder}"]
         fixed = [
@@ -84,7 +84,7 @@ def measure_run(max_steps: int, logging_steps: int) -> dict[str, Any]:
             f"train.eval_steps={max_steps}",
             "train.eval_on_start=false",
         ]
-        app.train([*settings, *fixed, "generation.num_samples=0", "generation.exact_match_rows=0"])
+        run("train", [*settings, *fixed, "generation.num_samples=0", "generation.exact_match_rows=0"])
     marks = TimedCallback.latest.marks
     start = marks[len(marks) // 5]  # the trackers are running by then
     spent = marks[-1][1].since(start[1])

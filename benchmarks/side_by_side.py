@@ -16,10 +16,11 @@ from typing import Any, Optional
 from benchmarks.harness import measure, table, write_result
 from benchmarks.processes import CORES, python, run, run_together
 from benchmarks.world import Job, World, build_world, check_same_losses, our_losses, our_settings, script_run
-from sft_experiments import app
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import read_record
-from sft_experiments.sweep import pool, starter
+from sft_experiments.commands import run as run_command
+from sft_experiments.launch import start
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import read_record
+from sft_experiments.sweep import pool
 
 SWEEP = "--sweep"
 TARGET = 0.9
@@ -39,13 +40,13 @@ BASE_OF = {name: next(iter(group)) for group in (OURS, SCRIPTS) for name in grou
 def timed_work(folder: str, log: str, threads: int, devices: Optional[str]) -> None:
     """The child of the fork server, and what it used."""
     try:
-        starter._work(folder, log, threads, devices, ranks=1, sweep=0)
+        start._work(folder, log, threads, devices, ranks=1, sweep=0)
     finally:
         (Path(folder) / "cpu.json").write_text(json.dumps(time.process_time()))
 
 
 def start_timed(folder: RunFolder, threads: int, devices: Optional[str] = None, ranks: int = 1) -> Any:
-    context = starter.multiprocessing.get_context("forkserver")
+    context = start.multiprocessing.get_context("forkserver")
     process = context.Process(target=timed_work, args=(str(folder.path), str(folder.log), threads, devices))
     process.start()
     return process
@@ -54,7 +55,7 @@ def start_timed(folder: RunFolder, threads: int, devices: Optional[str] = None, 
 def run_sweep(arguments: list[str]) -> None:
     """Runs in a process of its own: `sft sweep` whose trials are timed."""
     pool.start_worker = start_timed  # type: ignore[assignment]
-    raise SystemExit(app.sweep(arguments))
+    raise SystemExit(run_command("sweep", arguments))
 
 
 def our_trials(world: World, job: Job, root: Path, at_once: int, threads: int) -> tuple[float, float]:

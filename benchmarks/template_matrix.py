@@ -17,10 +17,9 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sft_experiments.data.checks import check_conversation
-from sft_experiments.data.conversation import Conversation, Origin, RowFault
 from sft_experiments.data.encode import Encoder
-from sft_experiments.data.formats import read_conversation
+from sft_experiments.data.formats import Conversation, Origin, RowFault, read_conversation
+from sft_experiments.data.gate import check_conversation
 from sft_experiments.data.proof import MaskProof
 from sft_experiments.schema import DataFormat, SourceConfig, TrainOn
 

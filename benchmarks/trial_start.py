@@ -23,8 +23,7 @@ import psutil
 
 from benchmarks.harness import Measurement, measure, table, write_result
 from benchmarks.processes import REPOSITORY
-from sft_experiments.run.launch import worker_environment
-from sft_experiments.sweep.starter import warm_up
+from sft_experiments.launch.start import warm_up, worker_environment
 
 CHILD = "--child"
 TARGET_SECONDS, TARGET_TIMES = 0.1, 40.0

@@ -2,12 +2,7 @@
 
 import sys
 
-
-def main() -> int:
-    from sft_experiments.cli import main as run
-
-    return run()
-
+from sft_experiments.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -62,3 +62,7 @@ def nearest(word: str, choices: list[str]) -> str:
 
     close = get_close_matches(word, choices, n=3, cutoff=0.6)
     return "; did you mean " + " or ".join(repr(match) for match in close) + "?" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

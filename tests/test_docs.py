@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from sft_experiments.cli import COMMANDS
-from sft_experiments.compose import conf_dir, register
+from sft_experiments.commands import TABLE as COMMANDS
+from sft_experiments.config.hydra import conf_dir, register
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.compose import conf_dir
+from sft_experiments.config.hydra import conf_dir
 
 ROOT = Path(__file__).parent.parent
 

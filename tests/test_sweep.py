@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Record, Status, read_record
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import Record, Status, read_record
 from tests.conftest import SMALL_DEMO, SWEEP_OF_FOUR
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Status, read_record
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Status, read_record
 from tests.conftest import SMALL_DEMO
 
 pytestmark = pytest.mark.slow

@@ -10,20 +10,17 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data import cache
-from sft_experiments.data.checks import check_conversation, control_token_pattern
-from sft_experiments.data.conversation import Conversation, Prompt, RowFault
-from sft_experiments.data.encode import Encoded, Encoder
-from sft_experiments.data.gate import Gate
-from sft_experiments.data.lengths import fit_rows
-from sft_experiments.data.progress import Progress, Tick
+from sft_experiments.data.encode import Encoded, Encoder, build_table, fit_rows
+from sft_experiments.data.formats import Conversation, Prompt, RowFault
+from sft_experiments.data.gate import Gate, check_conversation, control_token_pattern
 from sft_experiments.data.proof import MaskProof
 from sft_experiments.data.report import DataReport, SplitReport
 from sft_experiments.data.sources import SPLITS, Rows, apply_weights, load_rows
-from sft_experiments.data.tables import build_table
+from sft_experiments.data.store import write_table
 from sft_experiments.errors import DataError
-from sft_experiments.run.files import write_json_atomically
+from sft_experiments.files import write_json_atomically
 from sft_experiments.schema import DatasetConfig, PackingStrategy, TrainOn
+from sft_experiments.terminal import Progress, Tick
 
 BATCH_SIZE = 50  # rows rendered and tokenized at once; more is no faster, and encodings are large while they live
 MAX_PROMPTS = 2000  # validation prompts kept for generations and exact match
@@ -59,7 +56,7 @@ def build_prepared(
             _refuse(gate, split, encoded, len(fitted), dataset)
             packing = dataset.packing if split == "train" else PackingStrategy.none
             table = build_table(fitted, packing, dataset.max_length)
-            cache.write_table(table, folder / f"{split}.arrow")
+            write_table(table, folder / f"{split}.arrow")
             report.splits[split] = _split_report(
                 table, encoded, fitted, rows.num_read[split], dataset.max_length, dataset.train_on
             )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 GENERATOR_VERSION = 1  # raise it when the rows of any seed change: it is part of the data fingerprint
 DEMO_DEFAULTS: dict[str, int] = {"num_train": 6000, "num_validation": 400, "seed": 0}
-
 PAD, END = "<|pad|>", "<|end|>"
 ROLE_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = """\
@@ -27,6 +26,7 @@ CHAT_TEMPLATE = """\
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CAPITAL_PHRASES = (

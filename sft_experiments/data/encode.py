@@ -3,18 +3,20 @@
 Labels are aligned with ``input_ids`` (the shift by one happens in the loss); -100 is not supervised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data.conversation import Conversation, RowFault
+from sft_experiments.data.formats import Conversation, RowFault
+from sft_experiments.data.gate import OVERLONG, Gate
 from sft_experiments.data.template import ChatRenderer, Rendered, Span
 from sft_experiments.errors import ModelError
-from sft_experiments.schema import TrainOn
+from sft_experiments.schema import Overlong, PackingStrategy, Policy, TrainOn
 
 IGNORED = -100
 Ids = npt.NDArray[np.int32]
@@ -120,3 +122,115 @@ def _tokens_of(encoding: Any, start: int, end: int) -> slice:
     first = next((t for at in range(start, end) if (t := encoding.char_to_token(at)) is not None), None)
     last = next((t for at in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(at)) is not None), None)
     return slice(0, 0) if first is None or last is None else slice(first, last + 1)
+
+
+def fit_rows(rows: Iterable[Encoded], split: str, max_length: int, overlong: Overlong, gate: Gate) -> list[Encoded]:
+    """Rows of at most ``max_length`` tokens that have something to learn, in the original order."""
+    return [piece for row in rows for piece in _fit(row, split, max_length, overlong, gate)]
+
+
+def _fit(row: Encoded, split: str, max_length: int, overlong: Overlong, gate: Gate) -> Iterator[Encoded]:
+    origin, length = row.conversation.origin, len(row.input_ids)
+    pieces = [row]
+    if length > max_length:
+        policy = Policy.drop if overlong is Overlong.drop else Policy.warn
+        gate.count(OVERLONG, split, origin, f"{length} tokens", policy)
+        if overlong is Overlong.drop:
+            return
+        pieces = _cut(row, max_length, overlong)
+    kept = [piece for piece in pieces if piece.num_supervised()]
+    if not kept:
+        gate.reject("nothing_supervised", split, origin, f"{length} tokens, none supervised within max_length")
+    elif any(piece.is_cut for piece in kept) and not gate.report("answer_cut", split, origin, f"{length} tokens"):
+        return
+    yield from kept
+
+
+def _cut(row: Encoded, max_length: int, overlong: Overlong) -> list[Encoded]:
+    """The first ``max_length`` tokens, or all tokens in pieces of ``max_length``."""
+    supervised = row.labels != IGNORED
+    length = len(supervised)
+    if overlong is Overlong.truncate:
+        return [_piece(row, 0, max_length, is_cut=bool(supervised[max_length:].any()))]
+    return [
+        _piece(row, start, end, is_cut=end < length and bool(supervised[end - 1] and supervised[end]))
+        for start, end in ((start, start + max_length) for start in range(0, length, max_length))
+    ]
+
+
+def _piece(row: Encoded, start: int, end: int, is_cut: bool) -> Encoded:
+    ids, labels = row.input_ids[start:end], row.labels[start:end]
+    return Encoded(row.conversation, ids, labels, row.text, row.spans, row.method, is_cut)
+
+
+def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Document indices of each pack. Every document must fit: ``max(lengths) <= capacity``.
+
+    Longest first, each into the fullest pack that still has room. Packs are kept by their free space, and the set of
+    free spaces in use is the bits of one integer: the smallest space that is big enough is its lowest set bit.
+    Ties go to the document that came first, so the result depends on the lengths alone.
+    """
+    packs: list[list[int]] = []
+    packs_with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces_in_use = 0
+    for document in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[document]
+        fitting = spaces_in_use >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            pack = packs_with_space[space].pop()
+            if not packs_with_space[space]:
+                spaces_in_use &= ~(1 << space)
+        else:
+            space, pack = capacity, len(packs)
+            packs.append([])
+        packs[pack].append(document)
+        packs_with_space[space - length].append(pack)
+        spaces_in_use |= 1 << (space - length)
+    return packs
+
+
+_ROWS_PER_CHUNK = 1000  # keeps list offsets far below 32 bits
+
+
+def build_table(rows: Sequence[Encoded], packing: PackingStrategy, max_length: int) -> pa.Table:
+    """Columns ``input_ids`` and ``labels``, and ``seq_lengths`` (tokens of each document in the row) when packed.
+
+    The first token of a document is never supervised: in a pack it would be predicted from the document before.
+    """
+    if packing is PackingStrategy.none:
+        groups = [[index] for index in range(len(rows))]
+    else:
+        groups = pack_best_fit([len(row.input_ids) for row in rows], max_length)
+    packed = packing is not PackingStrategy.none
+    chunks = [
+        _build_chunk([[rows[index] for index in group] for group in groups[start : start + _ROWS_PER_CHUNK]], packed)
+        for start in range(0, len(groups), _ROWS_PER_CHUNK)
+    ]
+    return pa.concat_tables(chunks)
+
+
+def _build_chunk(groups: list[list[Encoded]], packed: bool) -> pa.Table:
+    documents = [row for group in groups for row in group]
+    lengths = np.array([len(row.input_ids) for row in documents], dtype=np.int32)
+    first_tokens = _offsets(lengths)
+    first_documents = _offsets([len(group) for group in groups])
+    labels = np.concatenate([row.labels for row in documents])
+    labels[first_tokens[:-1]] = IGNORED
+    tokens = first_tokens[first_documents]  # where each group starts
+    columns = {
+        "input_ids": _lists(np.concatenate([row.input_ids for row in documents]), tokens),
+        "labels": _lists(labels, tokens),
+    }
+    if packed:
+        columns["seq_lengths"] = _lists(lengths, first_documents)
+    return pa.table(columns)
+
+
+def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Where each part starts when they stand one after another, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def _lists(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

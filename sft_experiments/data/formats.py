@@ -1,15 +1,91 @@
-"""Raw rows to conversations: one function per format, chosen by ``dataset.format``.
+"""One row in our own shape, whatever format it came in, and the place it came from."""
 
-Each takes the row, its source's settings and its origin, returns a ``Conversation`` or raises ``RowFault``.
-Columns are looked up under our field's name unless ``dataset.columns`` maps it to another.
-"""
-
+import hashlib
 import json
-from collections.abc import Callable
-from typing import Any, Optional
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Optional
 
-from sft_experiments.data.conversation import Conversation, Message, Origin, RowFault
-from sft_experiments.schema import DataFormat, SourceConfig
+from sft_experiments.errors import DataError
+from sft_experiments.schema import DataFormat, DataSource, SourceConfig
+
+Message = dict[str, Any]  # role, content, and what templates read beside them: tool_calls, reasoning_content, name
+
+
+class Origin(NamedTuple):
+    """Where a row stands: a file and its line (JSONL) or its row, both counted from 1."""
+
+    file: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+class RowFault(Exception):
+    """A row breaks a rule of the data gate (see rules.py). ``what`` is said in one phrase."""
+
+    def __init__(self, rule: str, what: str) -> None:
+        super().__init__(rule, what)
+        self.rule = rule
+        self.what = what
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A row ready for the chat template; plain text has ``text`` and no messages."""
+
+    messages: list[Message]
+    origin: Origin
+    tools: Optional[list[Any]] = None
+    text: Optional[str] = None
+    skill: Optional[str] = None  # a label that groups exact-match results
+    first_supervised: int = 0  # assistant turns before this index are context (conversational prompts)
+    weight: float = 1.0  # of its source in a mixture
+    _prompt_digest: Optional[bytes] = field(default=None, init=False, repr=False, compare=False)
+
+    def assistant_turns(self) -> list[int]:
+        """Indices of the turns that may be supervised."""
+        return [
+            index
+            for index, message in enumerate(self.messages)
+            if message["role"] == "assistant" and index >= self.first_supervised
+        ]
+
+    def prompt_length(self) -> int:
+        """How many messages come before the last assistant turn (all, when there is none)."""
+        turns = self.assistant_turns()
+        return turns[-1] if turns else len(self.messages)
+
+    def prompt_digest(self) -> bytes:
+        """Content hash of what the model is asked: everything before the last answer. Decides the validation split."""
+        if self._prompt_digest is None:
+            content: Any = self.text if self.text is not None else self.messages[: self.prompt_length()]
+            self._prompt_digest = digest_of([content, self.tools])
+        return self._prompt_digest
+
+    def digest(self) -> tuple[bytes, bytes]:
+        """Content hashes of the prompt and of what follows it: together, of the whole row."""
+        return self.prompt_digest(), digest_of(self.messages[self.prompt_length() :])
+
+
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
+
+
+def digest_of(content: Any) -> bytes:
+    """16 bytes that depend on the content alone."""
+    return hashlib.blake2b(_canonical(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A validation prompt for sample generations and exact match."""
+
+    messages: list[Message]  # up to the last assistant turn
+    reference: str  # that turn's text
+    skill: Optional[str] = None
+    tools: Optional[list[Any]] = None
+
 
 ROLES = ("system", "user", "assistant", "tool")
 # What each format cannot do without, and what it reads beside that.
@@ -20,6 +96,8 @@ REQUIRED: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.sharegpt: ("conversations",),
     DataFormat.text: ("text",),
 }
+
+
 OPTIONAL = ("tools", "input", "from", "value", "skill")
 FIELDS = (*(field for required in REQUIRED.values() for field in required), *OPTIONAL)  # keys of dataset.columns
 
@@ -188,3 +266,24 @@ _FORMATS: dict[DataFormat, Callable[[dict[str, Any], SourceConfig, Origin], Conv
     DataFormat.sharegpt: _sharegpt,
     DataFormat.text: _text,
 }
+
+
+MAX_NAMED = 12  # columns that are listed
+
+
+def refuse_missing_columns(source: SourceConfig, split: str, columns: Iterable[str], key: str = "dataset") -> None:
+    """Raise ``DataError`` when none of ``columns``, all that were seen, is one that ``source`` must have."""
+    seen = [str(column) for column in columns]
+    missing = [field for field in REQUIRED[source.format] if source.columns.get(field, field) not in seen]
+    if not missing:
+        return
+    wanted = ", ".join(repr(source.columns.get(field, field)) for field in missing)
+    named = " ".join(f"{key}.columns.{field}=<column>" for field in missing)
+    fitting = [format for format, required in REQUIRED.items() if {*required} <= {*seen}]
+    option = "dataset=" if source.source is DataSource.files and key == "dataset" else f"{key}.format="
+    other = "".join(f", or {option}{format.value}, which fits them" for format in fitting)
+    more = ", ..." if len(seen) > MAX_NAMED else ""
+    raise DataError(
+        f"{split}: no row has a column {wanted}, which the format {source.format.value} needs; columns: "
+        f"{', '.join(seen[:MAX_NAMED]) or 'none'}{more}; set {named}{other}"
+    )

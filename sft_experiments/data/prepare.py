@@ -9,21 +9,23 @@ from typing import Any, Optional
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data import cache
 from sft_experiments.data.build import build_prepared
-from sft_experiments.data.conversation import Prompt
-from sft_experiments.data.fingerprint import (
+from sft_experiments.data.formats import Prompt
+from sft_experiments.data.report import DataReport, report_from_json
+from sft_experiments.data.sources import SPLITS, pin_revisions
+from sft_experiments.data.store import (
     PREPARATION_VERSION,
+    CacheEntry,
     dataset_fingerprint,
     default_cache_dir,
-    hash_of,
+    get_or_build,
     preparation_settings,
+    read_table,
+    remember_plan,
 )
-from sft_experiments.data.hub import pin_revisions
-from sft_experiments.data.report import DataReport, report_from_json
-from sft_experiments.data.sources import SPLITS
 from sft_experiments.errors import DataError
 from sft_experiments.schema import DatasetConfig, ModelConfig
+from sft_experiments.values import hash_of
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ def prepare_data(
     def build(folder: Path) -> None:
         build_prepared(folder, dataset, tokenizer, split_seed, key, show_progress)
 
-    entry, was_cached = cache.get_or_build(cache_dir, key, build)
+    entry, was_cached = get_or_build(cache_dir, key, build)
     if model is not None:
-        cache.remember_plan(configured, model, cache_dir, key)
+        remember_plan(configured, model, cache_dir, key)
     return _open_entry(entry, was_cached, fingerprints | {"prepared": key})
 
 
@@ -76,8 +78,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hash_of([backend, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 
-def _open_entry(entry: cache.CacheEntry, was_cached: bool, fingerprints: dict[str, str]) -> PreparedData:
-    tables = {split: cache.read_table(entry.table(split)) for split in SPLITS}
+def _open_entry(entry: CacheEntry, was_cached: bool, fingerprints: dict[str, str]) -> PreparedData:
+    tables = {split: read_table(entry.table(split)) for split in SPLITS}
     train = tables["train"]
     if train is None:
         raise DataError(f"{entry.path} is damaged: train.arrow is missing; delete the folder (sft cache --clear)")

@@ -10,8 +10,8 @@ from typing import Any, Optional
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data.conversation import Message
 from sft_experiments.data.encode import IGNORED, Encoded, supervised_turns
+from sft_experiments.data.formats import Message
 from sft_experiments.schema import TrainOn
 
 # Characters that a template may print inside a turn beside its content: end tokens, think tags, channel names; gpt-oss

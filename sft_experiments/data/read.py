@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Union
 
-from sft_experiments.data.conversation import Origin, RowFault
+from sft_experiments.data.formats import Origin, RowFault
 from sft_experiments.errors import DataError
 
 RawRow = tuple[Origin, Union[dict[str, Any], RowFault]]

@@ -2,19 +2,18 @@
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Optional
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_experiments.data.column_advice import refuse_missing_columns
-from sft_experiments.data.conversation import Conversation, Origin, RowFault
 from sft_experiments.data.demo import DEMO_DEFAULTS, generate_demo_rows
-from sft_experiments.data.formats import read_conversation
+from sft_experiments.data.formats import Conversation, Origin, RowFault, read_conversation, refuse_missing_columns
 from sft_experiments.data.gate import Gate
 from sft_experiments.data.read import RawRow, read_rows, resolve_files
 from sft_experiments.errors import ConfigError, DataError
+from sft_experiments.models.hub import hub_answers, hub_commit
 from sft_experiments.schema import DatasetConfig, DataSource, SourceConfig
 
 SPLITS = ("train", "validation", "test")
@@ -102,8 +101,6 @@ def _raw_rows(source: SourceConfig, dataset: DatasetConfig, split: str) -> Itera
     if source.source is DataSource.demo:
         yield from _demo_rows(dataset, split)
     elif source.source is DataSource.hub:
-        from sft_experiments.data.hub import read_hub_rows
-
         yield from read_hub_rows(source, split)
     elif source.source is DataSource.files:
         for file in resolve_files(getattr(source, f"{split}_files"), f"dataset.{split}_files"):
@@ -164,3 +161,48 @@ def apply_weights(conversations: list[Conversation], seed: int) -> list[Conversa
         return conversations
     rng = random.Random(seed)
     return [row for row in conversations for _ in range(int(row.weight) + (rng.random() < row.weight % 1))]
+
+
+def pin_revisions(dataset: DatasetConfig) -> DatasetConfig:
+    """A copy in which Hub sources name the commit that their branch or tag is now, where the Hub can be asked."""
+    if dataset.source is not DataSource.mixture:
+        return replace(dataset, hub_revision=_pinned_revision(dataset))
+    parts = dict(zip(sorted(dataset.mixture), sources_of(dataset), strict=True))
+    pinned = {name: {**dataset.mixture[name], "hub_revision": _pinned_revision(part)} for name, part in parts.items()}
+    return replace(dataset, mixture=pinned)
+
+
+def _pinned_revision(source: SourceConfig) -> Optional[str]:
+    if source.source is not DataSource.hub or not source.hub_id:
+        return source.hub_revision
+    return hub_commit("dataset", source.hub_id, source.hub_revision, DataError) or source.hub_revision
+
+
+def read_hub_rows(source: SourceConfig, split: str) -> Iterator[tuple[Origin, dict[str, Any]]]:
+    """Rows of one split of a Hub data set, from the local copy without a network; ``DataError`` when there is none."""
+    split_name = getattr(source, f"{split}_split")
+    if not split_name:
+        return
+    if not source.hub_id:
+        raise ConfigError("dataset.hub_id is not set; give owner/name")
+    rows = _load_hub_split(source, split_name, reachable=hub_answers())
+    where = f"{source.hub_id}@{(source.hub_revision or 'local copy')[:12]}/{split_name}"
+    for number, row in enumerate(rows, start=1):
+        yield Origin(where, number), row
+
+
+def _load_hub_split(source: SourceConfig, split_name: str, reachable: bool) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            str(source.hub_id),
+            source.hub_config,
+            split=split_name,
+            revision=source.hub_revision,
+            download_config=datasets.DownloadConfig(local_files_only=not reachable),
+        )
+    except (OSError, ValueError) as error:  # not cached, no such subset or split: datasets says which
+        why = "it cannot be loaded" if reachable else "the Hub cannot be reached and there is no local copy"
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"dataset.hub_id={source.hub_id}, split {split_name!r}: {why} ({first})") from error

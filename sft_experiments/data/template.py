@@ -9,19 +9,18 @@ None of them is believed: proof.py checks every span against the row's content.
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Optional
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sft_experiments.data.conversation import Conversation, Message, RowFault
-from sft_experiments.data.shipped import shipped_template as shipped_template
-from sft_experiments.data.shipped import training_name
-from sft_experiments.errors import ModelError
+from sft_experiments.data.formats import Conversation, Message, RowFault
+from sft_experiments.errors import ConfigError, ModelError, nearest
 
 Span = tuple[int, int]  # characters [start, end)
-
 # What a template can raise on a row that it does not expect; jinja passes Python's own errors through.
 _RENDER_ERRORS = (TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError)
 
@@ -200,3 +199,49 @@ def _with_string_arguments(message: Message) -> Message:
 def _common_prefix(left: str, right: str) -> int:
     pairs = enumerate(zip(left, right, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+OWN = Path(__file__).parent / "templates"
+
+
+def shipped_names() -> list[str]:
+    """Ours first (chatml, plain), then TRL's family names; ``<family>_training`` has generation markers."""
+    return [file.stem for folder in _folders() for file in sorted(folder.glob("*.jinja"))]
+
+
+def shipped_template(name: str) -> str:
+    """The text of a shipped template. Raises ``ConfigError`` naming the choices."""
+    for folder in _folders():
+        file = folder / f"{name}.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    names = shipped_names()
+    raise ConfigError(
+        f"model.chat_template={name} is neither a .jinja file nor a shipped template{nearest(name, names)}; "
+        f"shipped: {', '.join(names)}"
+    )
+
+
+def training_name(template: str | None) -> str | None:
+    """The name of a shipped template with this text, or None."""
+    for folder in _folders():
+        for file in folder.glob("*_training.jinja"):
+            if template is not None and file.read_text(encoding="utf-8") == template:
+                return file.stem
+    return None
+
+
+def _folders() -> list[Path]:
+    spec = find_spec("trl")  # finds the package without importing it
+    return [OWN] + ([Path(spec.origin).parent / "chat_templates"] if spec and spec.origin else [])
+
+
+def read_template(name: str) -> str:
+    """A chat template by shipped name or from a .jinja file."""
+
+    file = Path(name).expanduser()
+    if file.suffix in {".jinja", ".j2"}:
+        if not file.is_file():
+            raise ConfigError(f"model.chat_template={name}: no such file")
+        return file.read_text(encoding="utf-8")
+    return shipped_template(name)

@@ -1,1 +1,0 @@
-"""What one does with a finished run: train again with changes, evaluate, chat, export."""

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.report.collect import flatten
-from sft_experiments.report.curves import read_curves
-from sft_experiments.report.formats import markdown_table
-from sft_experiments.report.number_format import format_count, format_score, format_seconds, format_value
-from sft_experiments.run.files import read_json
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Record
+from sft_experiments.files import read_json
+from sft_experiments.results.collect import flatten
+from sft_experiments.results.curves import read_curves
+from sft_experiments.results.text_formats import markdown_table
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Record
+from sft_experiments.text import format_count, format_score, format_seconds, format_value
 
 MOST_EVALUATIONS = 25  # rows of the table of curves
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from sft_experiments.data.conversation import Prompt
-from sft_experiments.model_use.load import Trained
+from sft_experiments.data.formats import Prompt
+from sft_experiments.model_use.saved import Trained
 from sft_experiments.training.generate import ready_to_generate, render_prompt
 
 HELP = "/reset starts over, /exit (or Ctrl-D) leaves."

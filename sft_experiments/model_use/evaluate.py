@@ -9,20 +9,20 @@ import torch
 from omegaconf import DictConfig
 from transformers.trainer_callback import PrinterCallback
 
-from sft_experiments.data.fingerprint import default_cache_dir
+from sft_experiments.config.recorded import recorded_run
 from sft_experiments.data.prepare import PreparedData, prepare_data
+from sft_experiments.data.store import default_cache_dir
 from sft_experiments.errors import DataError
-from sft_experiments.model_use.load import load_saved_model, load_saved_tokenizer
-from sft_experiments.model_use.recorded import recorded_run
-from sft_experiments.monitor.events import Sample
-from sft_experiments.monitor.names import measured
-from sft_experiments.plan.batch import plan_steps
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.trial import Trial, plan_trial
+from sft_experiments.launch.trial import Trial, plan_trial
+from sft_experiments.model_use.saved import load_saved_model, load_saved_tokenizer
+from sft_experiments.monitor.measure import measured
+from sft_experiments.plan.arithmetic import plan_steps
+from sft_experiments.runs.events import Sample
+from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import DataSource, PackingStrategy, Policy
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.generate import AnswerValidationPrompts
-from sft_experiments.training.trainer_class import ExperimentTrainer
+from sft_experiments.training.trainer import ExperimentTrainer
 
 _NOT_RESULTS = {"eval/seconds", "eval/model_preparation_time"}
 

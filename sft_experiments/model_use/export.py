@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from sft_experiments.errors import RunFolderError
+from sft_experiments.files import write_text_atomically
 from sft_experiments.model_use.card import model_card
-from sft_experiments.model_use.load import base_model_name, load_trained
-from sft_experiments.report.write import write_report
-from sft_experiments.run.files import write_text_atomically
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.model_use.saved import base_model_name, load_trained
+from sft_experiments.report.publish import write_report
+from sft_experiments.runs.folder import RunFolder
 
 REPORT = "training_report.html"
 

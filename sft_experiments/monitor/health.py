@@ -5,29 +5,44 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
-from sft_experiments.monitor import loss_rules, step_rules
-from sft_experiments.monitor.events import Alert, Event
-from sft_experiments.monitor.facts import RunFacts
-from sft_experiments.monitor.rule import Rule
+from sft_experiments.monitor.rules import (
+    EvalLossRising,
+    GradNormHigh,
+    GradNormLow,
+    LearningRate,
+    LossNotDecreasing,
+    LossSpike,
+    MemoryGrowth,
+    MemoryLimit,
+    NotFinite,
+    Rule,
+    RunFacts,
+    ThroughputDrop,
+    TrainEvalGap,
+    UnchangedWeights,
+    ZeroLoss,
+)
+from sft_experiments.runs.events import Alert, Event
 from sft_experiments.schema import HealthPolicy, HealthRuleConfig
 
 RuleFactory = Callable[[float, int, RunFacts], Rule]
-
 RULES: dict[str, RuleFactory] = {
-    "not_finite": loss_rules.NotFinite,
-    "zero_loss": loss_rules.ZeroLoss,
-    "unchanged_weights": step_rules.UnchangedWeights,
-    "loss_spike": loss_rules.LossSpike,
-    "loss_not_decreasing": loss_rules.LossNotDecreasing,
-    "train_eval_gap": loss_rules.TrainEvalGap,
-    "eval_loss_rising": loss_rules.EvalLossRising,
-    "learning_rate": step_rules.LearningRate,
-    "grad_norm_high": step_rules.GradNormHigh,
-    "grad_norm_low": step_rules.GradNormLow,
-    "throughput_drop": step_rules.ThroughputDrop,
-    "memory_limit": step_rules.MemoryLimit,
-    "memory_growth": step_rules.MemoryGrowth,
+    "not_finite": NotFinite,
+    "zero_loss": ZeroLoss,
+    "unchanged_weights": UnchangedWeights,
+    "loss_spike": LossSpike,
+    "loss_not_decreasing": LossNotDecreasing,
+    "train_eval_gap": TrainEvalGap,
+    "eval_loss_rising": EvalLossRising,
+    "learning_rate": LearningRate,
+    "grad_norm_high": GradNormHigh,
+    "grad_norm_low": GradNormLow,
+    "throughput_drop": ThroughputDrop,
+    "memory_limit": MemoryLimit,
+    "memory_growth": MemoryGrowth,
 }
+
+
 NO_THRESHOLD = ("not_finite", "zero_loss")
 NO_WINDOW = ("not_finite", "learning_rate", "memory_limit")
 OUTSIDE = ("stalled",)

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sft_experiments.monitor.events import Event
-from sft_experiments.monitor.facts import RunFacts
-from sft_experiments.monitor.memory import measure_memory
-from sft_experiments.monitor.names import SUPERVISED_TOKENS, TOKENS, measured
-from sft_experiments.monitor.speed import Speed
+import torch
+
+from sft_experiments.monitor.rules import RunFacts
+from sft_experiments.runs.events import Event
+from sft_experiments.text import GIB
 
 MOVED = 0.5  # once this share of the sampled weights has changed, they are no longer looked at
 
@@ -37,7 +37,6 @@ class Measure:
 
     def train_begin(self, model: Any, tokens: float) -> None:
         """``model``: a ``torch.nn.Module``. ``tokens``: trained so far, when a run goes on."""
-        from sft_experiments.monitor.weights import WeightSample
 
         self._weights = WeightSample(model)
         self._tokens = tokens
@@ -75,3 +74,145 @@ class Measure:
         if changed >= MOVED:
             self._weights = None
         return {"train/changed_weights": changed}
+
+
+TOKENS = "num_tokens"
+SUPERVISED_TOKENS = "num_supervised_tokens"
+_RENAMED = {"eval_runtime": "eval/seconds"}
+_NOT_METRICS = {
+    *("epoch", "step", "total_flos", TOKENS, SUPERVISED_TOKENS, "num_input_tokens_seen"),  # axes and counters
+    *("eval_num_tokens", "eval_num_supervised_tokens", "eval_samples_per_second", "eval_steps_per_second"),
+}
+
+
+_END_OF_TRAINING = "train_runtime"  # marks the Trainer's summary, which is not an event
+
+
+def measured(logs: Mapping[str, Any]) -> Event:
+    """The measurements in a Trainer log under our names; empty for logs that are not events."""
+    if _END_OF_TRAINING in logs:
+        return {}
+    return {
+        _our_name(name): float(value)
+        for name, value in logs.items()
+        if name not in _NOT_METRICS and isinstance(value, int | float)
+    }
+
+
+def _our_name(name: str) -> str:
+    """``loss`` -> ``train/loss``, ``eval_loss`` -> ``eval/loss``; names that have a room already are kept."""
+    if name in _RENAMED:
+        return _RENAMED[name]
+    if name.startswith("eval_"):
+        return "eval/" + name.removeprefix("eval_")
+    return name if name.startswith(("train/", "eval/", "memory/")) else f"train/{name}"
+
+
+class Speed:
+    """Told when steps end and when the trainer did something else; asked once per train event. Times in seconds."""
+
+    def __init__(self, facts: RunFacts) -> None:
+        self._facts = facts
+        self._mark: float | None = None  # when the step now running began
+        self._seconds = 0.0
+        self._steps = 0
+        self._tokens = 0.0
+        self._whole_seconds, self._whole_tokens = 0.0, 0.0  # of the run
+
+    def replay(self, tokens: float, tokens_per_second: float) -> None:
+        """One measurement of a resumed run, made before it was stopped."""
+        if tokens_per_second > 0:
+            self._count(tokens - self._tokens, (tokens - self._tokens) / tokens_per_second)
+        self._tokens = tokens
+
+    def start(self, now: float, tokens: float) -> None:
+        """Training begins, or goes on after ``tokens``."""
+        self._mark, self._tokens = now, tokens
+
+    def step_ended(self, now: float) -> None:
+        if self._mark is not None:
+            self._seconds += now - self._mark
+            self._steps += 1
+        self._mark = now
+
+    def pause_ended(self, now: float) -> None:
+        """The time since the last step went into something else than training."""
+        self._mark = now
+
+    def measure(self, tokens: float, supervised: float) -> Event:
+        """Since the last call; ``tokens`` is the run's total, ``supervised`` the number since then."""
+        seconds, steps, new = self._seconds, self._steps, tokens - self._tokens
+        self._seconds, self._steps, self._tokens = 0.0, 0, tokens
+        if not steps or seconds <= 0:
+            return {}
+        self._count(new, seconds)
+        speed = {
+            "train/step_seconds": seconds / steps,
+            "train/tokens_per_second": new / seconds,
+            "train/supervised_tokens_per_second": supervised / seconds,
+        }
+        if self._facts.flops_per_token and self._facts.peak_flops:
+            speed["train/mfu"] = new / seconds * self._facts.flops_per_token / self._facts.peak_flops
+        return speed
+
+    def of_the_run(self) -> Event:
+        """``train/tokens_per_second`` over all measurements; empty when there are none."""
+        return {"train/tokens_per_second": self._whole_tokens / self._whole_seconds} if self._whole_seconds else {}
+
+    def _count(self, tokens: float, seconds: float) -> None:
+        self._whole_tokens += tokens
+        self._whole_seconds += seconds
+
+
+def measure_memory() -> Event:
+    """``memory/*`` in GiB. The peak is that since the call before."""
+    import psutil  # late: `sft plan` asks only for the capacity
+
+    memory = {"memory/host_rss_gib": psutil.Process().memory_info().rss / GIB}
+    return memory | _device_memory()
+
+
+def _device_memory() -> Event:
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.memory_reserved() == 0:  # this run does not use it
+        return {}
+    memory = {
+        "memory/device_allocated_gib": torch.cuda.memory_allocated() / GIB,
+        "memory/device_reserved_gib": torch.cuda.memory_reserved() / GIB,
+        "memory/device_peak_gib": torch.cuda.max_memory_allocated() / GIB,
+    }
+    torch.cuda.reset_peak_memory_stats()
+    return memory
+
+
+PER_TENSOR = 16
+
+
+class WeightSample:
+    """Remembers the sample when it is created. ``model`` is a ``torch.nn.Module``."""
+
+    def __init__(self, model: Any) -> None:
+        self._parameters = [weight for weight in model.parameters() if weight.requires_grad]
+        self._before = self._take()
+
+    def changed_fraction(self) -> float:
+        """Share of the sampled elements that differ from the start. One device sync."""
+        return float((self._take() != self._before).float().mean())
+
+    def _take(self) -> torch.Tensor:
+        if not self._parameters:
+            return torch.zeros(1)
+        with torch.no_grad():
+            parts = [_own(weight).detach().reshape(-1) for weight in self._parameters]
+            return torch.cat([_spread(part).float().clone() for part in parts])
+
+
+def _own(weight: Any) -> Any:
+    """This rank's part of a sharded weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
+
+
+def _spread(flat: torch.Tensor) -> torch.Tensor:
+    """At most ``PER_TENSOR`` elements, evenly spaced."""
+    return flat[:: max(1, flat.numel() // PER_TENSOR)][:PER_TENSOR]

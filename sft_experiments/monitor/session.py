@@ -1,23 +1,25 @@
 """The monitoring of one run: events go to the metrics file, the trackers, the health rules and the terminal."""
 
+import faulthandler
 import math
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sft_experiments.errors import TrainingFailed
 from sft_experiments.monitor.display import build_display
-from sft_experiments.monitor.events import Alert, Event, Sample
-from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.health import Health
 from sft_experiments.monitor.measure import Measure
-from sft_experiments.monitor.metrics_file import JsonLinesFile, append_samples
-from sft_experiments.monitor.secrets import redact_text
-from sft_experiments.monitor.stall import StallWatch
-from sft_experiments.monitor.trackers import RunIdentity, build_trackers, check_names
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.monitor.rules import RunFacts
+from sft_experiments.monitor.trackers.register import build_trackers, check_names
+from sft_experiments.monitor.trackers.tracker import RunIdentity
+from sft_experiments.runs.events import Alert, Event, JsonLinesFile, Sample, append_samples
+from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import Config
+from sft_experiments.secrets import redact_text
 
 
 class Monitor:
@@ -149,3 +151,42 @@ class Monitor:
 
 def _with_nan(line: dict[str, Any]) -> Event:
     return {name: math.nan if value is None else value for name, value in line.items()}
+
+
+class StallWatch:
+    """Calls ``on_stall(silent seconds)`` once per silence: when no ``beat`` came for ``seconds``. None: never."""
+
+    def __init__(self, seconds: float | None, on_stall: Callable[[float], None], stacks: Path) -> None:
+        self._seconds = seconds
+        self._on_stall = on_stall
+        self._stacks = stacks
+        self._last_beat = time.monotonic()
+        self._told = False
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        self.beat()
+        if self._seconds is not None:
+            threading.Thread(target=self._watch, args=(self._seconds,), name="stall-watch", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something moved: an optimizer step, an evaluation, a saved checkpoint."""
+        self._last_beat = time.monotonic()
+        self._told = False
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _watch(self, seconds: float) -> None:
+        while not self._stop.wait(min(1.0, seconds / 4)):
+            silent = time.monotonic() - self._last_beat
+            if silent > seconds and not self._told:
+                self._told = True
+                self._write_stacks(silent)
+                self._on_stall(silent)
+
+    def _write_stacks(self, silent: float) -> None:
+        with self._stacks.open("a", encoding="utf-8") as file:
+            file.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')}: no step for {silent:.0f} s\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from sft_experiments.monitor.flops import peak_flops, training_flops_per_token
-from sft_experiments.monitor.metrics_file import read_events
-from sft_experiments.plan.shape import Shape
-from sft_experiments.run.folder import RunFolder, find_run_folders
+from sft_experiments.models.shape import Shape, peak_flops, training_flops_per_token
+from sft_experiments.runs.events import read_events
+from sft_experiments.runs.folder import RunFolder, find_run_folders
 
 # Share of a device's peak that a well-set run reaches; measured MFU of published training runs is 0.3 to 0.5
 # (e.g. 0.38-0.43 on 8k to 16k H100s: Llama 3, arXiv:2407.21783, table 4).

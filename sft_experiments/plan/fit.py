@@ -1,22 +1,17 @@
 """Whether a run fits its device: the verdict, the largest batch that fits, and what would make it fit."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
-from sft_experiments.errors import ConfigError
-from sft_experiments.monitor.memory import host_capacity_gib
-from sft_experiments.plan.batch import AUTO, BatchPlan, divisors
-from sft_experiments.plan.device import Choice, gpus
-from sft_experiments.plan.facts import DataFacts, data_facts
-from sft_experiments.plan.memory import GIB, MemoryEstimate, Workload, estimate_memory
-from sft_experiments.plan.shape import Shape, shape_of
+from sft_experiments.models.shape import Shape, shape_of
+from sft_experiments.plan.arithmetic import AUTO, BatchPlan, Plan, divisors
+from sft_experiments.plan.data_facts import DataFacts, data_facts
+from sft_experiments.plan.machine import Choice, gpus, host_capacity_gib
+from sft_experiments.plan.memory import MemoryEstimate, Workload, estimate_memory
 from sft_experiments.schema import Config, Device, PackingStrategy, PeftMethod, Precision
-
-if TYPE_CHECKING:
-    from sft_experiments.plan.build import Plan
+from sft_experiments.text import GIB, gib
 
 TIGHT = 0.9  # above this share of the device's memory an estimate is called tight
-SIZE_UNITS = {"gib": GIB, "gb": 1e9, "g": GIB, "mib": GIB / 1024, "mb": 1e6, "": GIB}
 
 
 def workload(config: Config, plan: "Plan", facts: Optional[DataFacts]) -> Workload:
@@ -113,24 +108,3 @@ def auto_batch(config: Config, plan: "Plan", device_bytes: Optional[float] = Non
         if size == 1 or (size <= batch.per_device_train_batch_size and fits):
             return BatchPlan(size, per_step // size, batch.num_devices)
     return batch
-
-
-def parse_size(text: str) -> float:
-    """Bytes from ``80GiB``, ``80GB``, ``80G`` (GiB) or a plain number of GiB. Raises ``ConfigError``."""
-    stripped = text.strip().lower()
-    number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = stripped[len(number) :].strip()
-    try:
-        size = float(number) * SIZE_UNITS[unit]
-    except (ValueError, KeyError):
-        raise ConfigError(f"--device-memory {text}: must be a size like 80GiB or 24GB") from None
-    if not 0 < size < float("inf"):
-        raise ConfigError(f"--device-memory {text}: must be above 0")
-    return size
-
-
-def gib(size: float) -> str:
-    """Bytes for people: 23.4 GiB, 210 MiB, 0.3 MiB."""
-    if size >= GIB:
-        return f"{size / GIB:.1f} GiB"
-    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**20:.1g} MiB"

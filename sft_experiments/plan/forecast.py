@@ -3,22 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
-from sft_experiments.plan.batch import StepPlan
-from sft_experiments.plan.build import Plan
-from sft_experiments.plan.cadence import evaluation_steps
-from sft_experiments.plan.device import gpus
-from sft_experiments.plan.duration import (
-    Duration,
-    Likeness,
-    Load,
-    Measured,
-    computed_duration,
-    from_measured,
-)
-from sft_experiments.plan.facts import DataFacts, steps_of
+from sft_experiments.models.shape import Shape
+from sft_experiments.plan.arithmetic import Plan, StepPlan, evaluation_steps
+from sft_experiments.plan.data_facts import DataFacts, steps_of
+from sft_experiments.plan.duration import Duration, Likeness, Load, Measured, computed_duration, from_measured
 from sft_experiments.plan.fit import device_memory, make_it_fit, verdict, workload
+from sft_experiments.plan.machine import gpus
 from sft_experiments.plan.memory import MemoryEstimate, estimate_memory
-from sft_experiments.plan.shape import Shape
 from sft_experiments.schema import Config, PeftMethod, Precision
 
 

@@ -19,9 +19,9 @@ the eager attention's score matrix, mixtures of experts beyond their weights.
 
 from dataclasses import dataclass
 
-from sft_experiments.plan.shape import Shape
+from sft_experiments.models.shape import Shape
+from sft_experiments.text import GIB
 
-GIB = 2**30
 ROWS_PER_BLOCK = 256  # of logits on the CPU and MPS: training/loss_head.py
 FUSED_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's fused head on CUDA
 NF4_BYTES = 0.5 + 1 / 64  # 4 bits, and an 8-bit scale for 64 weights

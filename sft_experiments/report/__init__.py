@@ -1,1 +1,0 @@
-"""Compare runs from their folders: the ranked table, the HTML report, and advice with its evidence."""

@@ -6,12 +6,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from sft_experiments.report.collect import Run
-from sft_experiments.report.columns import identity, sort_key
-from sft_experiments.report.number_format import format_score, format_value
-from sft_experiments.report.optimum import Optimum
-from sft_experiments.report.rank import Cell, Comparison
-from sft_experiments.report.rows import setting_names
+from sft_experiments.advice.optimum import Optimum
+from sft_experiments.results.collect import Run
+from sft_experiments.results.rank import Cell, Comparison
+from sft_experiments.results.rows import setting_names
+from sft_experiments.results.settings import identity, sort_key
+from sft_experiments.text import format_score, format_value
 
 LEARNING_RATE, BATCH_SIZE = "train.learning_rate", "train.effective_batch_size"
 MOST_GRID_VALUES = 14  # more values per axis, or a sparser grid, are points instead of cells

@@ -8,29 +8,29 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from sft_experiments.advice.advise import advise
+from sft_experiments.advice.from_grid import learning_rate_optimum
 from sft_experiments.errors import MissingDependencyError
-from sft_experiments.report.advice import advise
-from sft_experiments.report.advice_grid import learning_rate_optimum
-from sft_experiments.report.best import best_seed
-from sft_experiments.report.collect import Run
-from sft_experiments.report.columns import sort_key
-from sft_experiments.report.curves import Curves, read_curves
-from sft_experiments.report.data_section import data_sections
 from sft_experiments.report.figures import heat_map, profile
-from sft_experiments.report.number_format import format_value
 from sft_experiments.report.page_data import MOST_CURVES, chart_runs, color_legend, run_label
-from sft_experiments.report.rank import Comparison, why_unranked
-from sft_experiments.report.recipes import has_model, reproduce_command, use_command
-from sft_experiments.report.rows import Column, build_table
 from sft_experiments.report.sections import (
     best_config,
+    data_sections,
     environment,
     failures,
     sample_table,
     setting_differences,
 )
-from sft_experiments.report.summary import best_score, best_settings, is_unfinished, summary_sentences
-from sft_experiments.report.table import footnotes, heading
+from sft_experiments.report.words import best_score, best_settings, is_unfinished, summary_sentences
+from sft_experiments.results.collect import Run
+from sft_experiments.results.compare import best_seed
+from sft_experiments.results.curves import Curves, read_curves
+from sft_experiments.results.rank import Comparison, why_unranked
+from sft_experiments.results.recipes import has_model, reproduce_command, use_command
+from sft_experiments.results.rows import Column, build_table
+from sft_experiments.results.settings import sort_key
+from sft_experiments.results.table import footnotes, heading
+from sft_experiments.text import format_value
 
 
 def render_page(comparison: Comparison, title: str) -> str:

@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_experiments.report.collect import Run
-from sft_experiments.report.columns import SEED_KEYS, sort_key
-from sft_experiments.report.curves import Curves, Event
-from sft_experiments.report.number_format import format_value
-from sft_experiments.report.rank import Comparison
-from sft_experiments.report.rows import setting_names
-from sft_experiments.report.thinning import points_per_run, thinned
+from sft_experiments.results.collect import Run
+from sft_experiments.results.curves import Curves, Event, points_per_run, thinned
+from sft_experiments.results.rank import Comparison
+from sft_experiments.results.rows import setting_names
+from sft_experiments.results.settings import SEED_KEYS, sort_key
+from sft_experiments.text import format_value
 
 TRAIN_SERIES = {
     "loss": "train/loss",
@@ -18,6 +17,8 @@ TRAIN_SERIES = {
     "learning_rate": "train/learning_rate",
     "throughput": "train/tokens_per_second",
 }
+
+
 MOST_CURVES = 150  # runs drawn on a page; more are a carpet, and slow. The table holds them all
 MEMORY_SERIES = ("memory/device_allocated_gib", "memory/host_rss_gib")  # the first that was logged
 EVAL_SERIES = {"loss": "eval/loss", "exact_match": "eval/exact_match"}

@@ -1,15 +1,19 @@
 """The sweep's ranking and advice in W&B, as a run of its own beside the trials."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft_experiments.report.advice import advise
-from sft_experiments.report.collect import collect_runs
+from sft_experiments.advice.advise import advise
+from sft_experiments.files import write_text_atomically
 from sft_experiments.report.figures import map_axes
-from sft_experiments.report.formats import table_rows
-from sft_experiments.report.rank import Comparison, compare_runs, why_unranked
-from sft_experiments.report.rows import setting_names
+from sft_experiments.report.page import render_page
+from sft_experiments.results.collect import collect_runs
+from sft_experiments.results.compare import load_comparison
+from sft_experiments.results.rank import Comparison, compare_runs, why_unranked
+from sft_experiments.results.rows import setting_names
+from sft_experiments.results.text_formats import table_rows
 from sft_experiments.schema import LoggerConfig
 
 
@@ -20,7 +24,7 @@ def publish_ranking(folder: Path, logger: LoggerConfig) -> list[str]:
     """
     if "wandb" not in logger.trackers:
         return []
-    from sft_experiments.monitor.sweep_summary import publish_sweep
+    from sft_experiments.monitor.trackers.wandb_sweep import publish_sweep
 
     comparison = compare_runs(collect_runs([folder]))
     names = setting_names(comparison)
@@ -40,3 +44,20 @@ def ranking_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for run in comparison.unranked
     ]
     return ranked + unranked
+
+
+REPORT_FILE = "report.html"
+
+
+def write_report(directories: Path | Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page about all runs below ``directories`` and return its path, ``report.html`` in the first by default.
+
+    Safe while trials run: records are read as they are, and the page is replaced whole. Raises ``RunFolderError``
+    when there is no run to report on.
+    """
+    chosen = [directories] if isinstance(directories, Path) else list(directories)
+    comparison = load_comparison(chosen)
+    path = out or chosen[0] / REPORT_FILE
+    title = ", ".join(dict.fromkeys(directory.resolve().name for directory in chosen))
+    write_text_atomically(path, render_page(comparison, title))
+    return path

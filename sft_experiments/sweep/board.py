@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Record, Status, read_record
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Record, Status, read_record
 
 STYLES = {
     Status.pending: "dim",
@@ -22,6 +22,8 @@ STYLES = {
     Status.preempted: "magenta",
     Status.pruned: "cyan",
 }
+
+
 WIDTHS = {"status": 9, "step": 9, "loss": 6, "eval": 6, "tokens/s": 8, "time": 6}  # the label gets what is left
 RUNG_WIDTH = 4  # of one more column where trials wait at rungs
 UNFINISHED = (Status.pending, Status.running, Status.preempted)  # the same command goes on with these

@@ -6,7 +6,7 @@ from typing import Optional
 from omegaconf import DictConfig
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.plan.device import cpu_count, gpus, resolve_device
+from sft_experiments.plan.machine import cpu_count, gpus, resolve_device
 from sft_experiments.schema import Device
 
 LARGE_MODEL_CORES = 4  # a model beyond the tiny class gets at least so many cores to itself

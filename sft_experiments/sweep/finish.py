@@ -1,17 +1,19 @@
 """What happens when all trials of a sweep have ended: the winner's test score, disk, the summary in W&B, the report."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from sft_experiments.report.best import best_run
-from sft_experiments.report.publish import publish_ranking
-from sft_experiments.report.write import write_report
-from sft_experiments.run.launch import worker_environment
-from sft_experiments.run.record import Status, read_record
-from sft_experiments.run.trial import Trial
-from sft_experiments.sweep.disk import drop_weights
+from sft_experiments.launch.start import worker_environment
+from sft_experiments.launch.trial import Trial
+from sft_experiments.report.publish import publish_ranking, write_report
+from sft_experiments.results.collect import collect_runs
+from sft_experiments.results.compare import best_run, best_seed
+from sft_experiments.results.rank import compare_runs
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Status, read_record
 from sft_experiments.sweep.ledger import Sweep
 
 
@@ -43,3 +45,26 @@ def score_winner_on_test_data(folder: Path, test_files: list[str], threads: int)
     record.metrics |= {name.replace("eval/", "test/"): value for name, value in scores.items()}
     record.write(winner.folder)
     return [f"test/loss of the winner: {record.metrics['test/loss']:.4f} (validation {record.objective:.4f})"]
+
+
+def drop_weights(folder: Path, keep: int) -> int:
+    """Delete checkpoints and models of all completed trials but the best ``keep``; returns the bytes freed.
+
+    The best are the best seeds of the best configurations. Records and metrics stay; -1 keeps everything.
+    """
+    if keep < 0:
+        return 0
+    comparison = compare_runs(collect_runs([folder]))
+    kept = {best_seed(cell, comparison).folder.path for cell in comparison.cells[:keep]}
+    ranked = [run.folder for cell in comparison.cells for run in cell.runs]
+    return sum(remove_weights(run) for run in ranked if run.path not in kept)
+
+
+def remove_weights(folder: RunFolder) -> int:
+    """Delete checkpoints and model; returns the bytes freed."""
+    freed = 0
+    for part in (folder.checkpoints, folder.model):
+        if part.is_dir():
+            freed += sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+            shutil.rmtree(part)
+    return freed

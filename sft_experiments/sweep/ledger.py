@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
+from sft_experiments.config.hydra import Request, parse_value
 from sft_experiments.errors import RunFolderError
-from sft_experiments.run.files import read_json, write_json_atomically
-from sft_experiments.run.trial import Request
+from sft_experiments.files import read_json, write_json_atomically
 
 SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".sweep.lock"
@@ -24,12 +24,12 @@ class Sweep:
     command: str = ""
     concurrent_trials: int = 1
 
-    def request(self, overrides: list[str], experiment: Optional[str]) -> Request:
+    def request(self, overrides: list[str], experiment_keys: frozenset[str]) -> Request:
         """The request of the cell whose overrides Hydra reports, split into fixed part and axes."""
         keyed = {override.lstrip("+").split("=", 1)[0]: override for override in overrides}
         axes = {key: parse_value(keyed[key].split("=", 1)[1]) for key in self.axes if key in keyed}
         fixed = [override for key, override in keyed.items() if key not in self.axes]
-        return Request(fixed, axes, experiment, self.folder, self.concurrent_trials)
+        return Request(fixed, axes, experiment_keys, self.folder, self.concurrent_trials)
 
     def write(self) -> None:
         """Write sweep.json; cells of earlier launches stay listed, so that a grid can be extended."""
@@ -50,10 +50,3 @@ def read_sweep(folder: Path) -> Sweep:
         return Sweep(folder=folder, **content)
     except TypeError as error:
         raise RunFolderError(f"{folder / SWEEP_FILE} is not a sweep file of this version: {error}") from None
-
-
-def parse_value(text: str) -> Any:
-    """The typed value of the right-hand side of an override, as Hydra reads it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(f"key={text}").value()

@@ -1,38 +1,68 @@
-"""From cells to trials: every one is composed, checked and planned before the first one starts."""
+"""A sweep before it starts: its folder, its identity, every cell composed and checked. Light, for `sft plan`."""
 
-from hydra.types import HydraContext
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from omegaconf import DictConfig
 
-from sft_experiments.errors import ConfigError, DataError
-from sft_experiments.run.trial import Trial, plan_trial
-from sft_experiments.sweep.cells import Cell, compose_cell
-from sft_experiments.sweep.ledger import Sweep
-from sft_experiments.training.model_gate import check_model_source
+from sft_experiments.config.hydra import Composer, experiment_keys
+from sft_experiments.config.load import as_mapping
+from sft_experiments.errors import ConfigError, DataError, RunFolderError
+from sft_experiments.launch.trial import NOT_IDENTITY, Trial, folder_name, plan_trial
+from sft_experiments.schema import SearchMethod
+from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, expand
+from sft_experiments.sweep.concurrency import concurrent_trials
+from sft_experiments.sweep.ledger import SWEEP_FILE, Sweep, read_sweep
+from sft_experiments.sweep.rungs import check_early_stopping
+from sft_experiments.sweep.space import Space, random_cells, search_space
+from sft_experiments.values import digest, select, without
 
-# Hydra hands a launcher nothing but overrides: here it finds the trial that they were planned to.
-_planned: dict[tuple[str, ...], Trial] = {}
+SHORT_HASH = 8
 
 
-def plan_cells(
-    context: HydraContext, master: DictConfig, plans: Sweep, cells: list[Cell]
-) -> dict[tuple[str, ...], Trial]:
-    """Every cell checked and planned, by its overrides. Equal cells become one trial; all mistakes show at once."""
-    trials: dict[tuple[str, ...], Trial] = {}
-    seen: set[str] = set()
-    mistakes: dict[str, list[str]] = {}
-    for cell in cells:
-        try:
-            trial = plan_cell(context, master, plans, cell.overrides)
-        except (ConfigError, DataError) as error:
-            mistakes.setdefault(str(error), []).append(cell.label())
-            continue
-        if trial.id not in seen:
-            seen.add(trial.id)
-            trials[tuple(cell.overrides)] = trial
-    if mistakes:
-        raise ConfigError("\n".join(_told(error, labels, len(cells)) for error, labels in mistakes.items()))
-    remember(plans, trials)
-    return trials
+# Trains the cells with these overrides, and says how many cells were launched before them.
+Launch = Callable[[list[list[str]], int], Sequence[Any]]
+
+
+class Planner:
+    """The cells of one sweep as trials; what was planned is remembered for the launcher."""
+
+    def __init__(self, composer: Composer, sweep: Sweep) -> None:
+        self.composer, self.sweep = composer, sweep
+        # Hydra hands a launcher nothing but overrides: here it finds the trial that they were planned to.
+        self._planned: dict[tuple[str, ...], Trial] = {}
+
+    def plan(self, cells: Sequence[Cell]) -> dict[tuple[str, ...], Trial]:
+        """Every cell checked and planned, by its overrides. Equal cells become one trial.
+
+        Raises one ``ConfigError`` with the mistakes of all cells.
+        """
+        trials: dict[tuple[str, ...], Trial] = {}
+        seen: set[str] = set()
+        mistakes: dict[str, list[str]] = {}
+        for cell in cells:
+            try:
+                trial = self._plan_now(cell.overrides)
+            except (ConfigError, DataError) as error:
+                mistakes.setdefault(str(error), []).append(cell.label())
+                continue
+            if trial.id not in seen:
+                seen.add(trial.id)
+                trials[tuple(cell.overrides)] = trial
+        if mistakes:
+            raise ConfigError("\n".join(_told(error, labels, len(cells)) for error, labels in mistakes.items()))
+        self._planned |= trials
+        return trials
+
+    def trial(self, overrides: Sequence[str]) -> Trial:
+        """The trial that ``plan`` made of these overrides, given away once; planned now when it did not."""
+        return self._planned.pop(tuple(overrides), None) or self._plan_now(overrides)
+
+    def _plan_now(self, overrides: Sequence[str]) -> Trial:
+        composed = self.composer.cell(overrides)
+        return plan_trial(composed, self.sweep.request(list(overrides), experiment_keys(composed)))
 
 
 def _told(error: str, labels: list[str], num_cells: int) -> str:
@@ -40,27 +70,78 @@ def _told(error: str, labels: list[str], num_cells: int) -> str:
     return error if len(labels) == num_cells else "\n".join(f"{label}: {error}" for label in labels)
 
 
-def remember(plans: Sweep, trials: dict[tuple[str, ...], Trial]) -> None:
-    """What ``planned_cell`` will find."""
-    _planned.update({(str(plans.folder), *overrides): trial for overrides, trial in trials.items()})
+def plan_sweep(composer: Composer) -> tuple[Planner, dict[tuple[str, ...], Trial]]:
+    """The sweep and its cells by their overrides, checked; writes nothing."""
+    is_random = composer.master.sweep.search is SearchMethod.random
+    cells = list((random_cells if is_random else expand)(composer))
+    planner = Planner(composer, new_sweep(composer, axis_keys(cells), len(cells)))
+    trials = planner.plan(cells)
+    check_early_stopping(composer, trials.values())
+    return planner, trials
 
 
-def plan_cell(context: HydraContext, master: DictConfig, plans: Sweep, overrides: list[str]) -> Trial:
-    """One cell as a trial. Raises ``ConfigError`` or ``DataError``."""
-    composed = compose_cell(context, master, overrides)
-    return plan_trial(composed, plans.request(overrides, composed.hydra.runtime.choices.get("experiment")))
+@dataclass(frozen=True)
+class SearchAhead:
+    """A Bayesian search that is looked at without running."""
+
+    sweep: Sweep
+    space: Space
+    num_trials: int
+    proposed: list[Trial]  # of the points so far
+    examples: list[Trial]  # of points drawn at random, to judge those to come
 
 
-def planned_cell(context: HydraContext, master: DictConfig, plans: Sweep, overrides: list[str]) -> Trial:
-    """The trial that ``plan_cells`` made of these overrides, once; planned now when it did not."""
-    earlier = _planned.pop((str(plans.folder), *overrides), None)
-    return earlier or plan_cell(context, master, plans, overrides)
+def plan_search(composer: Composer) -> tuple[Planner, Space]:
+    """A Bayesian search and what it may choose from, checked; writes nothing."""
+    check_early_stopping(composer)
+    space = search_space(composer)
+    planner = Planner(composer, new_sweep(composer, list(space.dimensions), int(composer.master.sweep.num_trials)))
+    if space.seeds:
+        raise ConfigError(
+            f"sweep.num_seeds={composer.master.sweep.num_seeds}: Bayesian search trains each point once; confirm its"
+            " winner with sweep=seeds"
+        )
+    planner.plan(space.corners())  # mistakes in any value
+    return planner, space
 
 
-def pin_models(trials: list[Trial]) -> None:
-    """Look at each model once, before anything is spent; the commit of a Hub model goes into its trials' records."""
-    models = {trial.config.model.name: trial.config.model for trial in trials}
-    commits = {name: check_model_source(model) for name, model in models.items()}
-    for trial in trials:
-        if (commit := commits[trial.config.model.name]) is not None:
-            trial.record.fingerprints["model_commit"] = commit
+def new_sweep(composer: Composer, axes: list[str], num_cells: int) -> Sweep:
+    """What is known before the cells are. Raises ``RunFolderError`` when the folder holds another sweep."""
+    master = composer.master
+    parallel, fixed = concurrent_trials(master, num_cells), fixed_hash(master, axes)
+    sweep = Sweep(sweep_folder(composer, fixed), master.name, fixed, axes, {}, composer.command(), parallel)
+    check_same_sweep(sweep)
+    return sweep
+
+
+def fixed_hash(master: DictConfig, axes: list[str]) -> str:
+    """A hash of everything that decides results and is not an axis, so that a changed setting is a new sweep.
+
+    Seeds, and axes of the sweep group that are cut to one value, are left out as well: replicas and parts of a grid
+    belong beside the cells that are finished.
+    """
+    values = as_mapping(master, resolve=False)
+    values.pop("hydra", None)
+    varied = {*axes, *values["sweep"]["axes"], SEED_AXIS, "train.data_seed"}
+    files = {key: select(values, key) for key in ("dataset.train_files", "dataset.validation_files")}
+    fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in varied}
+    return digest([without(values, (*NOT_IDENTITY, *varied)), fixed_files])
+
+
+def sweep_folder(composer: Composer, fixed: str) -> Path:
+    """The folder that the user named, or ``<output_dir>/<name>-<short hash>``."""
+    master = composer.master
+    if composer.named_folder is not None:
+        return Path(master.hydra.sweep.dir)
+    return Path(master.output_dir) / f"{folder_name(master.name)}-{fixed[:SHORT_HASH]}"
+
+
+def check_same_sweep(sweep: Sweep) -> None:
+    """Refuse to mix two sweeps in one folder."""
+    if not (sweep.folder / SWEEP_FILE).is_file():
+        return
+    earlier = read_sweep(sweep.folder)
+    if earlier.fixed_hash != sweep.fixed_hash:
+        raise RunFolderError(
+            f"hydra.sweep.dir={sweep.folder} holds another sweep ({earlier.command}); name another folder or none"
+        )

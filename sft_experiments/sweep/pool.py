@@ -11,54 +11,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Optional
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
-from omegaconf import DictConfig
-
 from sft_experiments.errors import RunFolderError, TrainingFailed
-from sft_experiments.plan.device import check_sharding
-from sft_experiments.report.write import write_report
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.launch import log_tail, settle
-from sft_experiments.run.lock import is_held
-from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
-from sft_experiments.run.retry import advise_on_memory, limited, recall, same_shape, smaller_batch
-from sft_experiments.run.trial import Trial
+from sft_experiments.files import is_held
+from sft_experiments.launch.retry import advise_on_memory, limited, recall, same_shape, smaller_batch
+from sft_experiments.launch.settle import settle
+from sft_experiments.launch.start import start_worker, warm_up
+from sft_experiments.launch.trial import Trial
+from sft_experiments.plan.machine import check_sharding
+from sft_experiments.report.publish import write_report
+from sft_experiments.runs.folder import RunFolder, log_tail
+from sft_experiments.runs.record import Failure, Record, Status, read_record, utc_now
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
 from sft_experiments.sweep.concurrency import Slot, slots
-from sft_experiments.sweep.disk import drop_weights
-from sft_experiments.sweep.early_stopping import open_queue
-from sft_experiments.sweep.ledger import read_sweep
-from sft_experiments.sweep.planning import planned_cell
+from sft_experiments.sweep.finish import drop_weights
+from sft_experiments.sweep.planning import Planner
 from sft_experiments.sweep.queue import Queue
-from sft_experiments.sweep.starter import start_worker, warm_up
+from sft_experiments.sweep.rungs import open_queue
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60.0  # for a checkpoint after SIGTERM, then SIGKILL
 
 
-def launch(
-    context: HydraContext, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
-) -> list[JobReturn]:
-    """Run the cells and return Hydra's account of them; failures are returned, never raised."""
-    sweep = read_sweep(Path(master.hydra.sweep.dir))
-    trials = [planned_cell(context, master, sweep, list(overrides)) for overrides in job_overrides]
+def launch(planner: Planner, cells: Sequence[Sequence[str]]) -> list[Record]:
+    """Run the cells with these overrides and return their records; failures are records too, never raised."""
+    trials = [planner.trial(overrides) for overrides in cells]
     for trial in trials:
         check_sharding(trial.plan.device.value, trial.config.compute.fsdp)
-    records = Pool(recall(trials), sweep.concurrent_trials).run()
-    return [job_return(list(overrides), record) for overrides, record in zip(job_overrides, records, strict=True)]
-
-
-def job_return(overrides: list[str], record: Record) -> JobReturn:
-    """A record in the form that Hydra's sweepers read."""
-    returned = JobReturn(overrides=overrides)
-    if record.status is Status.completed:
-        returned.status, returned.return_value = JobStatus.COMPLETED, record.objective
-    else:
-        message = record.failure.message if record.failure else f"ended as {record.status.value}"
-        returned.status, returned.return_value = JobStatus.FAILED, TrainingFailed(message, record.status.value)
-    return returned
+    return Pool(recall(trials), planner.sweep.concurrent_trials).run()
 
 
 @dataclass

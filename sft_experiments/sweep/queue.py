@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Optional
 
-from sft_experiments.run.record import Record
-from sft_experiments.run.trial import Trial
+from sft_experiments.launch.trial import Trial
+from sft_experiments.runs.record import Record
 
 
 class Queue:

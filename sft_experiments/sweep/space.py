@@ -10,17 +10,16 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, Union
 
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from sft_experiments.compose import as_mapping
+from sft_experiments.config.hydra import Composer, interval_of, override_values
+from sft_experiments.config.load import as_mapping
+from sft_experiments.config.validate import outside
 from sft_experiments.errors import ConfigError
-from sft_experiments.plan.ranges import outside
-from sft_experiments.report.number_format import format_value
-from sft_experiments.sweep.cells import Cell, compose_cell, override_values, parse, seed_axis
+from sft_experiments.sweep.cells import Cell, seed_axis
+from sft_experiments.text import format_value
 
 DRAWS_PER_TRIAL = 100  # of a space with few points many draws repeat earlier ones; then we stop
 
@@ -97,15 +96,15 @@ class Space:
         return [cell for point in points for cell in self.cells(point)]
 
 
-def search_space(context: HydraContext, master: DictConfig, arguments: list[str]) -> Space:
+def search_space(composer: Composer) -> Space:
     """The space that the command line and the sweep group describe; a key typed replaces the group's.
 
     Raises ``ConfigError`` when there is nothing to search or a dimension makes no sense.
     """
-    typed = {override.get_key_element(): override for override in parse(context, arguments)}
-    dimensions = {key: dimension for key, item in typed.items() if (dimension := _typed_dimension(item)) is not None}
+    typed = {override.get_key_element(): override for override in composer.parse(composer.overrides)}
+    dimensions = {key: _typed_dimension(item) for key, item in typed.items() if item.is_sweep_override()}
     fixed = [str(override.input_line) for key, override in typed.items() if key not in dimensions]
-    composed = compose_cell(context, master, fixed)
+    composed = composer.cell(fixed)
     for key, value in as_mapping(composed.sweep.axes).items():
         if key not in typed:
             dimensions[key] = _listed_dimension(key, value)
@@ -114,13 +113,10 @@ def search_space(context: HydraContext, master: DictConfig, arguments: list[str]
     return Space(fixed, dimensions, seed_axis(composed, set(typed)))
 
 
-def _typed_dimension(override: Override) -> Optional[Dimension]:
-    """None for one fixed value."""
-    if not override.is_sweep_override():
-        return None
-    value, key = override.value(), override.get_key_element()
-    if isinstance(value, IntervalSweep):
-        return _interval(key, value.start, value.end, "log" in value.tags)
+def _typed_dimension(override: Any) -> Dimension:
+    """An interval, or the values that are listed; ``override`` as Hydra's grammar reads it."""
+    if (interval := interval_of(override)) is not None:
+        return _interval(override.get_key_element(), *interval)
     return Listed(tuple(item.split("=", 1)[1] for item in override_values(override)))
 
 
@@ -140,11 +136,13 @@ def _interval(key: str, low: Any, high: Any, log: bool) -> Interval:
     return Interval(float(low), float(high), log, whole=isinstance(low, int) and isinstance(high, int))
 
 
-def random_cells(context: HydraContext, master: DictConfig, arguments: list[str]) -> Iterator[Cell]:
+def random_cells(composer: Composer) -> Iterator[Cell]:
     """``sweep.num_trials`` different points, drawn with ``sweep.search_seed``. A larger number keeps the first ones."""
-    for mistake in outside("sweep.num_trials", master.sweep.num_trials):  # no cell will tell when there is none
+    for mistake in outside(
+        "sweep.num_trials", composer.master.sweep.num_trials
+    ):  # no cell will tell when there is none
         raise ConfigError(mistake)
-    yield from drawn_cells(search_space(context, master, arguments), master)
+    yield from drawn_cells(search_space(composer), composer.master)
 
 
 def drawn_point(dimensions: Mapping[str, Dimension], seed: int, number: int) -> dict[str, str]:
@@ -154,7 +152,7 @@ def drawn_point(dimensions: Mapping[str, Dimension], seed: int, number: int) -> 
 
 
 def drawn_cells(space: Space, master: DictConfig) -> Iterator[Cell]:
-    """The same of a space that is known."""
+    """``sweep.num_trials`` different points of a space, each with its seeds."""
     wanted, seen = int(master.sweep.num_trials), set()
     for number in range(wanted * DRAWS_PER_TRIAL):
         point = drawn_point(space.dimensions, int(master.sweep.search_seed), number)

@@ -1,1 +1,0 @@
-"""The heavy half: from a run folder to a trained model."""

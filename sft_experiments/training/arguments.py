@@ -4,14 +4,12 @@ from typing import Any
 
 from trl import SFTConfig
 
-from sft_experiments.errors import ConfigError
-from sft_experiments.monitor.trackers import upstream_names
-from sft_experiments.plan.batch import BatchPlan, StepPlan
-from sft_experiments.plan.cadence import resolve_interval
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.errors import ConfigError, first_line
+from sft_experiments.monitor.trackers.register import upstream_names
+from sft_experiments.plan.arithmetic import BatchPlan, StepPlan, resolve_interval
+from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import Config, Direction, PackingStrategy
 from sft_experiments.training.schedule import scheduler_arguments
-from sft_experiments.training.tokenizer import first_line
 
 NEEDS_PADDING = {"sdpa", "eager"}
 NEVER = 10**9  # steps: our own callback decides when to evaluate and save

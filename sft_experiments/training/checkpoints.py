@@ -7,38 +7,15 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME
 
-from sft_experiments.run.files import write_json_atomically
-from sft_experiments.training.ranks import wait_for_all
+from sft_experiments.files import write_json_atomically
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)$")
 ONLY_FOR_RESUMING = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, "rng_state*.pth")
-
-
-class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """After each save: mark the checkpoint complete, then delete old ones but the newest few and the best.
-
-    The Trainer's own ``save_total_limit`` deletes before our marker is written, which could leave no complete one.
-    """
-
-    def __init__(self, newest: int) -> None:
-        self.newest = newest
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        wait_for_all()  # each rank has written its random state
-        if not state.is_world_process_zero:
-            return
-        root = Path(str(args.output_dir))
-        mark_complete(root / f"checkpoint-{state.global_step}")
-        best = f"checkpoint-{state.best_global_step}" if state.best_global_step else None
-        for folder in checkpoint_folders(root)[: -self.newest]:
-            if folder.name != best:
-                shutil.rmtree(folder)
 
 
 def mark_complete(folder: Path) -> None:

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft_experiments.data.conversation import Prompt
+from sft_experiments.data.formats import Prompt
 from sft_experiments.data.prepare import PreparedData
-from sft_experiments.monitor.events import Sample
+from sft_experiments.runs.events import Sample
 from sft_experiments.schema import Config
 
 GENERATION_BATCH = 64

@@ -19,11 +19,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 LABELLED_ROWS = "labelled_rows"
 TRL_FUSED = "trl_fused"
-
 # Rows of logits held at a time. 256 costs within 10% of all rows at once on the CPU, in fp32 and bf16, for vocabularies
 # of 8k and 32k (benchmarks/loss_and_attention.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
 ROWS_PER_BLOCK = 256
-
 # What a config may do to the logits after the output layer, and the value that means "nothing".
 _LOGIT_CHANGES: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),

@@ -4,12 +4,20 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
-from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError
-from sft_experiments.plan.device import installed
+from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.template import read_template
+from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError, first_line
+from sft_experiments.plan.machine import installed
 from sft_experiments.schema import Config, ModelConfig, ModelSource, PeftMethod
-from sft_experiments.training.tokenizer import first_line
 
 
 def load_model(config: Config, tokenizer: PreTrainedTokenizerBase, precision: str, attention: str) -> PreTrainedModel:
@@ -101,3 +109,76 @@ def adapter_config(config: Config) -> Any:
         target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
         task_type="CAUSAL_LM",
     )
+
+
+DEMO = "demo"
+SPARE_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<unk>")  # never part of an answer
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run, ready for chat data. Raises ``ModelError`` when there is none at that place."""
+    tokenizer = build_demo_tokenizer() if model.tokenizer == DEMO else _pretrained_tokenizer(model)
+    if model.chat_template is not None:
+        tokenizer.chat_template = read_template(model.chat_template)
+    ensure_pad_token(tokenizer)
+    return tokenizer
+
+
+def _pretrained_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    name = model.tokenizer or model.name
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=model.revision if name == model.name else None, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.tokenizer={name}: no tokenizer there ({first_line(error)})") from error
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Padding needs a token. A reserved, unused one is preferred to the end token, which must keep its meaning."""
+    if tokenizer.pad_token is not None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    spare = next((token for token in SPARE_TOKENS if token in vocabulary), None)
+    token = spare or tokenizer.eos_token
+    if token is None:
+        raise ModelError("the tokenizer has neither a pad token nor an end token; give model.tokenizer=... with one")
+    tokenizer.pad_token = token
+
+
+def check_loaded_model(model: Any, tokenizer: Any) -> list[str]:
+    """Weights and vocabulary of a loaded model against its tokenizer; returns what is odd but can be trained.
+
+    Raises ``ModelError`` for NaN or Inf weights, embeddings smaller than the vocabulary, and special ids outside of it.
+    """
+    _check_finite(model)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if rows < needed:
+        raise ModelError(
+            f"the embeddings hold {rows} tokens, the tokenizer needs {needed}: model and tokenizer do not belong "
+            "together, or tokens were added without resizing"
+        )
+    return _special_id_notes(model.config.get_text_config(), tokenizer, rows)
+
+
+def _check_finite(model: Any) -> None:
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            count = int((~torch.isfinite(parameter)).sum())
+            raise ModelError(f"the weights are damaged: {name} holds {count} NaN or Inf values")
+
+
+def _special_id_notes(config: Any, tokenizer: Any, rows: int) -> list[str]:
+    """Disagreements about bos, eos and pad: the tokenizer's win, as the data are made with it."""
+    notes = []
+    for kind in ("bos", "eos", "pad"):
+        ours, theirs = getattr(tokenizer, f"{kind}_token_id"), getattr(config, f"{kind}_token_id", None)
+        known = theirs if isinstance(theirs, list) else [theirs]
+        if any(token is not None and not 0 <= token < rows for token in known):
+            raise ModelError(f"the model's {kind}_token_id={theirs} is outside its {rows} embeddings")
+        if ours is not None and theirs is not None and ours not in known:
+            notes.append(f"{kind}_token_id: the tokenizer has {ours}, the model {theirs}; the tokenizer's is used")
+    return notes

@@ -22,7 +22,6 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 PACKED = "sft_packed"
 States = tuple[Tensor, Tensor, Tensor]  # query, key, value
-
 VARLEN_HEAD_SIZES = range(8, 257, 8)  # of the flash kernel behind varlen_attn
 AMPERE = (8, 0)  # the oldest compute capability with flash attention
 

@@ -10,13 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Optional
+from typing import Optional
 
 import psutil
-import torch
 import torch.distributed
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft_experiments.schema import Config, TerminalMode
 
@@ -66,15 +64,6 @@ def largest(value: int) -> int:
     gathered = torch.tensor(value, device=PartialState().device)
     torch.distributed.all_reduce(gathered, torch.distributed.ReduceOp.MAX)
     return int(gathered.item())
-
-
-class StopTogether(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """When a rule ends the training on one rank it ends on all. Belongs after the callbacks that decide."""
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_training_stop = bool(largest(int(control.should_training_stop)))
-
-    on_evaluate = on_log
 
 
 def silenced(config: Config) -> Config:

@@ -22,22 +22,18 @@ from typing import Any, Optional, TextIO
 import datasets
 import torch
 import transformers
-from omegaconf import OmegaConf
 
-from sft_experiments.compose import as_mapping, from_plain
+from sft_experiments.config.load import read_config
 from sft_experiments.errors import SftError, TrainingFailed
-from sft_experiments.monitor.secrets import redact_text
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.launch import LAUNCHER_VARIABLE, log_tail
-from sft_experiments.run.lock import hold
-from sft_experiments.run.ranks import folder_of
-from sft_experiments.run.record import Failure, Record, Status, read_record, utc_now
-from sft_experiments.schema import Config
-from sft_experiments.training.cadence import StopOnSignal
+from sft_experiments.files import hold
+from sft_experiments.plan.machine import describe_environment
+from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder, folder_of, log_tail
+from sft_experiments.runs.record import Failure, Record, Status, read_record, utc_now
+from sft_experiments.secrets import redact_text
+from sft_experiments.training.callbacks import StopOnSignal
 from sft_experiments.training.checkpoints import drop_training_state
-from sft_experiments.training.environment import describe_environment
 from sft_experiments.training.ranks import end_with_launcher, meet, num_ranks, part, silenced, this_rank
-from sft_experiments.training.session import train_in_folder
+from sft_experiments.training.run import train_in_folder
 
 SIGNAL_EXIT = 128
 NOWHERE = Path(os.devnull)
@@ -94,11 +90,6 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         if record.status is Status.completed and this_rank() == 0:
             drop_training_state(folder.checkpoints)
         return code
-
-
-def read_config(folder: RunFolder) -> Config:
-    """The config that a run folder holds, checked against this version's schema."""
-    return from_plain(as_mapping(OmegaConf.load(folder.config)))
 
 
 def _silence_libraries() -> None:

@@ -6,9 +6,9 @@ import pytest
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template
 
-from sft_experiments.data.conversation import Conversation, Origin
 from sft_experiments.data.encode import IGNORED, Encoder
-from sft_experiments.data.shipped import shipped_template
+from sft_experiments.data.formats import Conversation, Origin
+from sft_experiments.data.template import shipped_template
 from sft_experiments.schema import TrainOn
 from tests.data.conftest import chat
 from tests.data.test_template import matrix

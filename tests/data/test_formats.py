@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from sft_experiments.data.conversation import Origin, RowFault
-from sft_experiments.data.formats import read_conversation
+from sft_experiments.data.formats import Origin, RowFault, read_conversation
 from sft_experiments.schema import DataFormat, SourceConfig
 
 HERE = Origin("rows.jsonl", 7)

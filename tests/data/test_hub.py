@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from sft_experiments.data.hub import hub_answers, hub_commit, pin_revisions
+from sft_experiments.data.sources import pin_revisions
 from sft_experiments.errors import DataError, ModelError
+from sft_experiments.models.hub import hub_answers, hub_commit
 from sft_experiments.schema import DataSource
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

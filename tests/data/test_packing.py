@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_experiments.data.packing import pack_best_fit
+from sft_experiments.data.encode import pack_best_fit
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
 

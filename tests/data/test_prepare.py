@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.data.cache import cached_report, clear_cache, list_entries
 from sft_experiments.data.demo import SKILLS
 from sft_experiments.data.encode import IGNORED
 from sft_experiments.data.prepare import prepare_data
+from sft_experiments.data.store import cached_report, clear_cache, list_entries
 from sft_experiments.errors import DataError
 from sft_experiments.schema import ModelConfig, PackingStrategy
 from tests.data.conftest import chat, good_rows

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sft_experiments.data.conversation import Conversation, Origin
 from sft_experiments.data.encode import IGNORED, Encoder
+from sft_experiments.data.formats import Conversation, Origin
 from sft_experiments.data.proof import MaskProof
 from sft_experiments.schema import TrainOn
 from tests.data.conftest import chat

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from sft_experiments.data.conversation import RowFault
+from sft_experiments.data.formats import RowFault
 from sft_experiments.data.read import read_rows, resolve_files
 from sft_experiments.errors import DataError
 

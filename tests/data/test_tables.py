@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from sft_experiments.data.conversation import Conversation, Origin
-from sft_experiments.data.encode import IGNORED, Encoded
-from sft_experiments.data.packing import pack_best_fit
-from sft_experiments.data.tables import build_table
+from sft_experiments.data.encode import IGNORED, Encoded, build_table, pack_best_fit
+from sft_experiments.data.formats import Conversation, Origin
 from sft_experiments.schema import PackingStrategy
 
 

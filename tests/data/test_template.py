@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.data.conversation import Conversation, Origin, RowFault
 from sft_experiments.data.encode import Encoder
+from sft_experiments.data.formats import Conversation, Origin, RowFault
 from sft_experiments.data.proof import MaskProof
-from sft_experiments.data.shipped import shipped_names, shipped_template
+from sft_experiments.data.template import shipped_names, shipped_template
 from sft_experiments.errors import ConfigError, ModelError
 from sft_experiments.schema import TrainOn
 from tests.data.conftest import chat

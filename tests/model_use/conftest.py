@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.composition import composed
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.launch import run_trial
+from sft_experiments.config.hydra import composed
+from sft_experiments.launch.start import run_trial
+from sft_experiments.launch.trial import plan_run
+from sft_experiments.runs.folder import RunFolder
 
 SMALL = [
     "model=tiny",
@@ -30,7 +31,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     def train(*overrides: str) -> RunFolder:
         outputs = tmp_path_factory.mktemp("outputs")
         with composed([*SMALL, f"output_dir={outputs}", *overrides]) as composition:
-            trial = composition.trial()
+            trial = plan_run(composition)
         run_trial(trial)
         return trial.folder
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sft_experiments.monitor.trackers import RunIdentity
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.monitor.trackers.tracker import RunIdentity
+from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import Config, LoggerConfig, MonitorConfig, TerminalMode
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sft_experiments.monitor.events import Event
-from sft_experiments.monitor.facts import RunFacts
+from sft_experiments.monitor.rules import RunFacts
+from sft_experiments.runs.events import Event
 
 Stream = list[Event]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sft_experiments.monitor.display import describe_alert, describe_event, short_number
-from sft_experiments.monitor.events import Alert
+from sft_experiments.runs.events import Alert
 
 SCRIPT = """
 import sys

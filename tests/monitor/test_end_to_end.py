@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.monitor.metrics_file import read_events
-from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Record, read_record
+from sft_experiments.runs.events import read_events
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import Record, read_record
 from tests.monitor.trackers.wandb_files import run_folders, summary
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.monitor.facts import RunFacts
 from sft_experiments.monitor.health import RULES, Health
+from sft_experiments.monitor.rules import RunFacts
 from sft_experiments.schema import HealthPolicy, HealthRuleConfig
 from tests.monitor.conftest import shipped_monitor
 from tests.monitor.streams import (

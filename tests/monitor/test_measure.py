@@ -7,12 +7,10 @@ import sys
 import pytest
 import torch
 
-from sft_experiments.monitor.facts import RunFacts
-from sft_experiments.monitor.flops import peak_flops, training_flops_per_token
-from sft_experiments.monitor.memory import measure_memory, memory_capacity_gib
-from sft_experiments.monitor.names import measured
-from sft_experiments.monitor.speed import Speed
-from sft_experiments.monitor.weights import WeightSample
+from sft_experiments.models.shape import peak_flops, training_flops_per_token
+from sft_experiments.monitor.measure import Speed, WeightSample, measure_memory, measured
+from sft_experiments.monitor.rules import RunFacts
+from sft_experiments.plan.machine import memory_capacity_gib
 
 
 def test_upstream_names_become_ours() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.plan.cadence import evaluation_steps, resolve_interval
+from sft_experiments.plan.arithmetic import evaluation_steps, resolve_interval
 
 
 @given(share=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.05]), total=st.integers(20, 5000))

@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.plan.duration import (
-    UTILISATION,
-    Likeness,
-    Load,
-    computed_duration,
-    from_measured,
-    measured_runs,
-)
+from sft_experiments.models.shape import typical_shape
+from sft_experiments.plan.duration import UTILISATION, Likeness, Load, computed_duration, from_measured, measured_runs
 from sft_experiments.plan.memory import GIB
-from sft_experiments.plan.shape import typical_shape
 
 LIKE = Likeness("m", "cpu", "cpu", "fp32", 1, "none", 64, "none")
 

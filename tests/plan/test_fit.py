@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.composition import composed
-from sft_experiments.plan import device, fit
-from sft_experiments.plan.device import Gpu
-from sft_experiments.plan.memory import GIB, estimate_memory
-from sft_experiments.plan.shape import shape_of
-from sft_experiments.run.trial import Trial
+from sft_experiments.config.hydra import composed
+from sft_experiments.launch.trial import Trial, plan_run
+from sft_experiments.models.shape import shape_of
+from sft_experiments.plan import fit, machine
+from sft_experiments.plan.machine import Gpu
+from sft_experiments.plan.memory import estimate_memory
+from sft_experiments.text import GIB
 
 LORA_8B = [
     "model=llama3_1_8b", "peft=lora", "train.activation_checkpointing=true", "train.effective_batch_size=48",
@@ -26,10 +27,10 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     (tmp_path / "rows.jsonl").write_text("{}\n")
 
     def plan(memory_gib: float, *overrides: str) -> Trial:
-        for module in (device, fit):
+        for module in (machine, fit):
             monkeypatch.setattr(module, "gpus", lambda: (Gpu(0, "Test GPU", memory_gib, 9.0),))
         with composed([*LORA_8B, *overrides]) as composition:
-            return composition.trial()
+            return plan_run(composition)
 
     return plan
 

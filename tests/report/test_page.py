@@ -7,9 +7,9 @@ import pytest
 
 from sft_experiments.report.page import plotting_library, script_json
 from sft_experiments.report.page_data import MOST_CURVES
-from sft_experiments.report.write import write_report
-from sft_experiments.run.record import Status
-from tests.report.sweep_factory import bowl, write_extras, write_grid, write_run
+from sft_experiments.report.publish import write_report
+from sft_experiments.runs.record import Status
+from tests.results.sweep_factory import bowl, write_extras, write_grid, write_run
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">{{7*7}}\u2028\''
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.report.write import write_report
-from sft_experiments.run.record import Status
-from tests.report.sweep_factory import write_extras, write_grid, write_run
+from sft_experiments.report.publish import write_report
+from sft_experiments.runs.record import Status
 from tests.report.test_page import HOSTILE
+from tests.results.sweep_factory import write_extras, write_grid, write_run
 
 pytestmark = pytest.mark.slow
 

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.report.collect import collect_runs
 from sft_experiments.report.publish import publish_ranking, ranking_rows
-from sft_experiments.report.rank import compare_runs
-from sft_experiments.run.record import Status
+from sft_experiments.results.collect import collect_runs
+from sft_experiments.results.rank import compare_runs
+from sft_experiments.runs.record import Status
 from tests.monitor.conftest import shipped_logger
 from tests.monitor.trackers.wandb_files import run_folders
-from tests.report.sweep_factory import bowl, write_grid, write_run
+from tests.results.sweep_factory import bowl, write_grid, write_run
 
 
 def test_rows_hold_ranked_configurations_first_then_failures(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.cli import main
-from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Record, read_record
-from sft_experiments.sweep.starter import warm_up
+from sft_experiments.commands import main
+from sft_experiments.launch.start import warm_up
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import Record, read_record
 from tests.conftest import SMALL_DEMO
 
 FAULTS = Path(__file__).parent / "faults"

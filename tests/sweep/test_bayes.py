@@ -11,9 +11,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sft_experiments.monitor.metrics_file import read_events
-from sft_experiments.run.record import Status
-from sft_experiments.sweep.study import STUDY_FILE
+from sft_experiments.runs.events import read_events
+from sft_experiments.runs.record import Status
+from sft_experiments.sweep.search.study import STUDY_FILE
 from tests.sweep.conftest import Done
 
 pytestmark = pytest.mark.slow

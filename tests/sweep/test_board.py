@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Record, Status
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Record, Status
 from sft_experiments.sweep.board import LiveBoard, PlainBoard, duration, latest_metrics
 
 

@@ -3,10 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from sft_experiments.compose import from_plain, to_config, to_plain
-from sft_experiments.composition import composed
+from sft_experiments.config.hydra import composed
+from sft_experiments.config.load import from_plain, to_config, to_plain
 from sft_experiments.errors import ConfigError
-from sft_experiments.sweep.cells import compose_cell, expand
+from sft_experiments.sweep.cells import expand
 
 CELLS = [
     ["train.learning_rate=1e-4", "train.effective_batch_size=16"],
@@ -19,9 +19,9 @@ CELLS = [
 
 def test_the_shortcut_gives_what_hydra_gives() -> None:
     for overrides in CELLS:
-        with composed(["-m", *overrides]) as composition:
-            quick = compose_cell(composition.context, composition.master, overrides)
-            slow = composition.context.config_loader.load_sweep_config(composition.master, overrides)
+        with composed(["-m", *overrides]) as composer:
+            quick = composer.cell(overrides)
+            slow = composer._loader.load_sweep_config(composer.master, overrides)
             assert to_config(quick) == to_config(slow)
             assert quick.hydra.runtime.choices == slow.hydra.runtime.choices
 
@@ -39,27 +39,27 @@ SWEEPS = [
 
 @pytest.mark.parametrize("typed", SWEEPS, ids=" ".join)
 def test_every_cell_of_a_sweep_is_what_hydra_composes_for_it(typed: list[str]) -> None:
-    with composed(["-m", *typed]) as composition:
-        cells = list(expand(composition.context, composition.master, typed))
+    with composed(["-m", *typed]) as composer:
+        cells = list(expand(composer))
         assert len(cells) > 1
         for cell in cells:
-            quick = compose_cell(composition.context, composition.master, cell.overrides)
-            slow = composition.context.config_loader.load_sweep_config(composition.master, cell.overrides)
+            quick = composer.cell(cell.overrides)
+            slow = composer._loader.load_sweep_config(composer.master, cell.overrides)
             assert to_config(quick) == to_config(slow)
             assert quick.hydra.runtime.choices == slow.hydra.runtime.choices
 
 
 def test_a_cell_that_is_put_together_refuses_what_hydra_refuses() -> None:
     for mistake in ("train.learning_rte=1,2", "train.learning_rate=slow,fast"):
-        with pytest.raises(ConfigError, match=r"train\.learning_r"), composed(["-m", mistake]) as composition:
-            list(expand(composition.context, composition.master, [mistake]))
+        with pytest.raises(ConfigError, match=r"train\.learning_r"), composed(["-m", mistake]) as composer:
+            list(expand(composer))
 
 
 def test_a_config_read_from_its_typed_groups_equals_one_read_through_the_schema() -> None:
-    with composed(["peft=lora", "scheduler.warmup_steps=3"]) as composition:
-        ours = OmegaConf.masked_copy(composition.master, [key for key in composition.master if key != "hydra"])
+    with composed(["peft=lora", "scheduler.warmup_steps=3"]) as composer:
+        ours = OmegaConf.masked_copy(composer.master, [key for key in composer.master if key != "hydra"])
         plain = OmegaConf.to_container(ours, resolve=True)
         assert isinstance(plain, dict)
-        config = to_config(composition.master)
+        config = to_config(composer.master)
         assert config == from_plain({str(key): value for key, value in plain.items()})
         assert from_plain(to_plain(config)) == config

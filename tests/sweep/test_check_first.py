@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.composition import composed
-from sft_experiments.sweep.check_first import check_command, wants_check
+from sft_experiments.config.hydra import composed
+from sft_experiments.sweep.admission import check_command, wants_check
 
 
 def write_rows(folder: Path) -> str:

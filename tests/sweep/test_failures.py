@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sft_experiments.report.number_format import format_value
-from sft_experiments.run.record import Status
+from sft_experiments.runs.record import Status
 from sft_experiments.sweep import pool
+from sft_experiments.text import format_value
 from tests.sweep.conftest import QUIET_RATES, Done
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Status, read_record
-from sft_experiments.sweep.study import STUDY_FILE
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import Status, read_record
+from sft_experiments.sweep.search.study import STUDY_FILE
 from tests.sweep.conftest import TINY, Done
 from tests.sweep.test_stopping import first_event, processes_of, steps_done, wait_until
 

@@ -7,12 +7,12 @@ from typing import Any, Optional
 
 import pytest
 
-from sft_experiments.composition import composed
+from sft_experiments.config.hydra import Request, composed
 from sft_experiments.errors import RunFolderError
-from sft_experiments.plan.device import Gpu
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Status, read_record
-from sft_experiments.run.trial import Request, Trial, plan_trial, trial_folder
+from sft_experiments.launch.trial import Trial, plan_trial, trial_folder
+from sft_experiments.plan.machine import Gpu
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Status, read_record
 from sft_experiments.sweep import concurrency, pool
 
 NUM_TRIALS, NUM_DEVICES = 100, 4

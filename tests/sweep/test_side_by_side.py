@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.side_by_side import start_timed
-from sft_experiments.plan.device import cpu_count
+from sft_experiments.plan.machine import cpu_count
 from sft_experiments.sweep import pool
 from tests.sweep.conftest import Done
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_experiments.composition import composed
+from sft_experiments.config.hydra import composed
 from sft_experiments.errors import ConfigError
 from sft_experiments.sweep.cells import Cell
 from sft_experiments.sweep.space import Interval, Listed, Space, random_cells, search_space

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.run.folder import RunFolder, find_run_folders
-from sft_experiments.run.record import Status, read_record
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import Status, read_record
 from sft_experiments.sweep.board import latest_metrics
 from tests.sweep.conftest import QUIET_RATES, TINY, Done
 

@@ -6,8 +6,8 @@ import pytest
 from optuna.trial import TrialState
 
 from sft_experiments.errors import ConfigError
+from sft_experiments.sweep.search.study import STUDY_FILE, look_at_trials, open_study, point_of, propose
 from sft_experiments.sweep.space import Interval, Listed, drawn_point
-from sft_experiments.sweep.study import STUDY_FILE, look_at_trials, open_study, point_of, propose
 
 SPACE = {"train.learning_rate": Interval(1e-5, 1e-3, log=True), "scheduler": Listed(("cosine", "linear"))}
 

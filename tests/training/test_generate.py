@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.data.conversation import Prompt
+from sft_experiments.data.formats import Prompt
 from sft_experiments.training.generate import AnswerValidationPrompts
 
 PROMPTS = [Prompt([{"role": "user", "content": f"ka to {index}"}], "mi", skill="sum") for index in range(6)]

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.training import packed_attention
 from sft_experiments.training.packed_attention import PACKED, attention_by_document, attention_by_kernel, packed_mask
-from sft_experiments.training.trainer_class import NEEDS_NO_PADDING_MASK, ExperimentTrainer
+from sft_experiments.training.trainer import NEEDS_NO_PADDING_MASK, ExperimentTrainer
 from tests.training.trainer_setup import make_trainer, small_config
 
 Build = Callable[..., Any]

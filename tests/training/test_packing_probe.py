@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.errors import ModelError
-from sft_experiments.training.packing_probe import check_packing, probe_packing
+from sft_experiments.training.attention import check_packing, probe_packing
 
 collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
 

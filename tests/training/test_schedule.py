@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.composition import composed
-from sft_experiments.plan.batch import BatchPlan, StepPlan
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.commands.schedules import sample_points, sparkline, write_html, write_png
+from sft_experiments.config.hydra import composed, conf_dir
+from sft_experiments.launch.trial import plan_run
+from sft_experiments.plan.arithmetic import BatchPlan, StepPlan
+from sft_experiments.runs.folder import RunFolder
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.schedule import planned_learning_rates
-from sft_experiments.training.schedule_picture import write_html, write_png
-from sft_experiments.training.schedule_preview import sample_points, scheduler_options, sparkline
-from sft_experiments.training.trainer_class import ExperimentTrainer
+from sft_experiments.training.trainer import ExperimentTrainer
 
 STEPS = StepPlan(sequences=24, steps_per_epoch=6, total_steps=13, warmup_steps=3, last_group_examples=4)
 
 
-@pytest.mark.parametrize("name", scheduler_options())
+@pytest.mark.parametrize("name", sorted(file.stem for file in (conf_dir() / "scheduler").glob("*.yaml")))
 def test_the_preview_is_what_the_trainer_logs_at_every_step(
     name: str,
     tiny_model: Callable[..., Any],
@@ -27,7 +27,7 @@ def test_the_preview_is_what_the_trainer_logs_at_every_step(
     tmp_path: Path,
 ) -> None:
     with composed([f"scheduler={name}", "train.max_steps=13", "logger=none"]) as composition:
-        trial = composition.trial()
+        trial = plan_run(composition)
     steps = STEPS if name != "constant" else StepPlan(24, 6, 13, 0, 4)
     config = trial.config
     config.train.logging_steps, config.train.eval_on_start, config.train.load_best_model_at_end = 1, False, False

@@ -15,6 +15,7 @@ import json, sys, tempfile
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
+from sft_experiments.launch.trial import plan_run
 from sft_experiments.composition import composed
 from sft_experiments.data.demo import build_demo_tokenizer
 from sft_experiments.plan.batch import BatchPlan, StepPlan
@@ -32,7 +33,7 @@ results = {}
 for name in scheduler_options():
     steps = StepPlan(24, 3, 7, 0 if name == "constant" else 2, 8)
     with composed([f"scheduler={name}", "logger=none"]) as composition:
-        trial = composition.trial()
+        trial = plan_run(composition)
     config = trial.config
     config.train.logging_steps, config.train.eval_on_start, config.train.load_best_model_at_end = 1, False, False
     config.train.extra |= {"save_strategy": "no"}

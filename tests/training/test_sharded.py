@@ -12,9 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from sft_experiments.composition import composed
-from sft_experiments.run.folder import RunFolder
-from sft_experiments.run.record import Record, Status, read_record
+from sft_experiments.config.hydra import composed
+from sft_experiments.launch.trial import plan_run
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Record, Status, read_record
 from tests.conftest import SMALL_DEMO
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def train(tmp_path: Path, sft_environment: dict[str, str], monkeypatch: pytest.M
 
     def run(name: str, *overrides: str, command: list[str], until: float | None = None) -> tuple[RunFolder, Record]:
         with composed([*SETTINGS, f"name={name}", "compute.device=cpu", *overrides]) as composition:
-            trial = composition.trial()
+            trial = plan_run(composition)
         if command is SHARDED:  # the key needs CUDA; a worker does what its folder says
             trial.record.config["compute"]["fsdp"] = True
         if until is not None:

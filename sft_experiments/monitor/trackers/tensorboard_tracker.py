@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_experiments.errors import MissingDependencyError
-from sft_experiments.monitor.events import Alert, Event, Sample, measurements
-from sft_experiments.monitor.metrics_file import NOTHING_KEPT
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
+from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample, measurements
 
 HPARAMS = (
     "model.name",
@@ -20,9 +19,9 @@ HPARAMS = (
 """Columns of the HParams tab for a run without sweep axes. A sweep shows its axes: the tab selects five columns by
 the alphabet, and the whole config is in the Text tab."""
 
+
 HPARAM_METRICS = ("best/eval/loss", "best/step", "eval/loss", "eval/train_gap", "eval/exact_match", "train/loss")
 AGAINST_TOKENS = ("train/loss", "eval/loss")
-
 _STATUS = {"completed": "STATUS_SUCCESS", "pruned": "STATUS_SUCCESS", "preempted": "STATUS_RUNNING"}  # else failure
 
 

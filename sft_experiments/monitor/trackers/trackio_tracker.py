@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft_experiments.errors import MissingDependencyError
-from sft_experiments.monitor.events import Alert, Event, Sample
-from sft_experiments.monitor.metrics_file import NOTHING_KEPT
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
+from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample
 
 
 class TrackioTracker:

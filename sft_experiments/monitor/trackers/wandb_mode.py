@@ -4,7 +4,6 @@ import base64
 import netrc
 import os
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Literal
@@ -14,8 +13,6 @@ from sft_experiments.schema import WandbMode
 
 PROBE_SECONDS = 2.0
 DEFAULT_HOST = "https://api.wandb.ai"
-
-
 Mode = Literal["online", "offline", "disabled"]
 _FROM_ENVIRONMENT: dict[str, Mode] = {
     "online": "online",

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sft_experiments.errors import MissingDependencyError
-from sft_experiments.monitor.events import Alert, Event, Sample
-from sft_experiments.monitor.metrics_file import NOTHING_KEPT, read_events, read_samples
-from sft_experiments.monitor.secrets import redact
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.monitor.trackers.wandb_mode import choose_mode
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample, read_events, read_samples
+from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import WandbConfig
+from sft_experiments.secrets import redact
 
 INIT_SECONDS = 30.0
 FLUSH_SECONDS = 1.0  # a killed run keeps all but its last second (W&B's default: 15)

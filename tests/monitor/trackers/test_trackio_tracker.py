@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.monitor.events import Alert
-from sft_experiments.monitor.trackers import RunIdentity, build_trackers
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.monitor.trackers.register import build_trackers
+from sft_experiments.monitor.trackers.tracker import RunIdentity
+from sft_experiments.runs.events import Alert
+from sft_experiments.runs.folder import RunFolder
 from tests.monitor.conftest import run_config
 
 pytest.importorskip("trackio")

@@ -12,7 +12,7 @@ import time
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-WATCHED = "sft_experiments.training.cadence"
+WATCHED = "sft_experiments.training.callbacks"
 
 
 def fail(**about):

@@ -1,0 +1,196 @@
+"""Mappings whose keys are ours although the schema cannot name them: an unknown key is answered with the nearest."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Optional
+
+from sft_experiments.data.demo import DEMO_DEFAULTS
+from sft_experiments.data.formats import FIELDS
+from sft_experiments.data.gate import RULES
+from sft_experiments.errors import nearest
+from sft_experiments.monitor.health import OUTSIDE
+from sft_experiments.monitor.health import RULES as HEALTH_RULES
+from sft_experiments.schema import Config, HealthRuleConfig
+
+# SFTConfig field -> our key, or the reason why it cannot be set.
+OWNED = {
+    "output_dir": "output_dir",
+    "learning_rate": "train.learning_rate",
+    "per_device_train_batch_size": "train.per_device_train_batch_size",
+    "per_device_eval_batch_size": "train.per_device_eval_batch_size",
+    "gradient_accumulation_steps": "train.effective_batch_size (the accumulation is derived)",
+    "num_train_epochs": "train.num_train_epochs",
+    "max_steps": "train.max_steps",
+    "weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.max_grad_norm",
+    "optim": "train.optim",
+    "adam_beta1": "train.adam_beta1",
+    "adam_beta2": "train.adam_beta2",
+    "adam_epsilon": "train.adam_epsilon",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "gradient_checkpointing": "train.activation_checkpointing",
+    "logging_steps": "train.logging_steps",
+    "logging_strategy": "train.logging_steps",
+    "logging_first_step": "train.logging_steps",
+    "logging_nan_inf_filter": "nothing: it would hide a diverged run",
+    "eval_steps": "train.eval_steps",
+    "eval_strategy": "train.eval_steps",
+    "eval_on_start": "train.eval_on_start",
+    "save_steps": "train.eval_steps (checkpoints are saved at evaluations)",
+    "save_strategy": "train.eval_steps (checkpoints are saved at evaluations)",
+    "save_total_limit": "train.save_total_limit",
+    "load_best_model_at_end": "train.load_best_model_at_end",
+    "metric_for_best_model": "objective.metric",
+    "greater_is_better": "objective.direction",
+    "seed": "train.seed",
+    "data_seed": "train.data_seed",
+    "lr_scheduler_type": "scheduler.name",
+    "lr_scheduler_kwargs": "scheduler.kwargs",
+    "warmup_steps": "scheduler.warmup_steps",
+    "warmup_ratio": "scheduler.warmup_ratio",
+    "report_to": "logger.trackers",
+    "run_name": "name",
+    "max_length": "dataset.max_length",
+    "packing": "dataset.packing",
+    "packing_strategy": "dataset.packing",
+    "padding_free": "dataset.packing",
+    "assistant_only_loss": "dataset.train_on",
+    "completion_only_loss": "dataset.train_on",
+    "dataset_kwargs": "the dataset group (data are prepared before the trainer sees them)",
+    "use_cpu": "compute.device",
+    "fsdp": "compute.fsdp",
+    "fsdp_config": "compute.fsdp (layer by layer, whole weights in the checkpoint)",
+    "dataloader_num_workers": "compute.dataloader_num_workers",
+    "hub_token": "the environment variable HF_TOKEN (a token here would be written to the run folder)",
+    "push_to_hub": "nothing: a finished run is exported by hand",
+    "auto_find_batch_size": "train.effective_batch_size (it would change the effective batch)",
+    "resume_from_checkpoint": "nothing: runs resume by themselves",
+}
+
+KNOWN_KEYS: dict[str, tuple[str, ...]] = {
+    "dataset.columns": FIELDS,
+    "dataset.rules": tuple(RULES),
+    "dataset.demo": tuple(DEMO_DEFAULTS),
+    "monitor.rules": (*HEALTH_RULES, *OUTSIDE),
+}
+
+
+IN_A_HEALTH_RULE = tuple(field.name for field in fields(HealthRuleConfig))
+
+
+def unknown_keys(config: Config) -> Iterator[str]:
+    """One line for each key of the data set's mappings that means nothing (monitor/health.py checks its rules)."""
+    dataset = config.dataset
+    given = {"dataset.columns": [*dataset.columns], "dataset.rules": [*dataset.rules], "dataset.demo": [*dataset.demo]}
+    for mapping, keys in given.items():
+        for key in sorted(set(keys) - set(KNOWN_KEYS[mapping])):
+            yield f"{mapping}.{key}: no such key{known_hint(f'{mapping}.{key}')}"
+
+
+def known_hint(key: str) -> Optional[str]:
+    """The nearest key and all known ones for an unknown key of these mappings; None for any other key."""
+    for mapping, known in KNOWN_KEYS.items():
+        if key.startswith(f"{mapping}."):
+            name, _, inner = key.removeprefix(f"{mapping}.").partition(".")
+            if name in known and inner:
+                name, known = inner, IN_A_HEALTH_RULE
+            return f"{nearest(name, list(known))}; known: {', '.join(known)}"
+    return None
+
+
+# Names that upstream renamed or dropped, and those of other parts of a script; today's SFTConfig fields are in OWNED.
+OLD = {
+    "max_seq_length": "dataset.max_length",
+    "max_seq_len": "dataset.max_length",
+    "model_max_length": "dataset.max_length",
+    "dataset_text_field": "dataset=text (and dataset.columns={text: <column>})",
+    "dataset_num_proc": "not needed: data are tokenised in batches and cached",
+    "remove_unused_columns": "not needed: data are prepared before the trainer sees them",
+    "formatting_func": "dataset.format (messages, prompt_completion, alpaca, sharegpt or text)",
+    "response_template": "dataset.train_on=assistant, which is the default",
+    "instruction_template": "dataset.train_on=assistant, which is the default",
+    "train_file": "dataset.train_files=[...]",
+    "train_data": "dataset.train_files=[...]",
+    "validation_file": "dataset.validation_files=[...]",
+    "val_file": "dataset.validation_files=[...]",
+    "dataset_name": "dataset=hub dataset.hub_id",
+    "model_name": "model.name (with model=hub for any Hub id or folder)",
+    "model_id": "model.name (with model=hub for any Hub id or folder)",
+    "model_name_or_path": "model.name (with model=hub for any Hub id or folder)",
+    "tokenizer": "model.tokenizer",
+    "processing_class": "model.tokenizer",
+    "chat_template": "model.chat_template",
+    "chat_template_path": "model.chat_template",
+    "torch_dtype": "train.precision (auto, fp32, bf16 or pure_bf16)",
+    "dtype": "train.precision (auto, fp32, bf16 or pure_bf16)",
+    "tf32": "train.extra.tf32 (written +train.extra.tf32=true)",
+    "device_map": "compute.device",
+    "no_cuda": "compute=cpu",
+    "attn_implementation": "model.attn_implementation (auto takes the best that is there)",
+    "use_flash_attention_2": "model.attn_implementation=flash_attention_2",
+    "trust_remote_code": "model.trust_remote_code",
+    "load_in_4bit": "peft=qlora",
+    "quantization_config": "peft=qlora",
+    "use_peft": "peft=lora",
+    "lora_r": "peft.r (with peft=lora)",
+    "lora_alpha": "peft.lora_alpha (with peft=lora)",
+    "lora_dropout": "peft.lora_dropout (with peft=lora)",
+    "lora_target_modules": "peft.target_modules (with peft=lora)",
+    "target_modules": "peft.target_modules (with peft=lora)",
+    "per_device_batch_size": "train.per_device_train_batch_size",
+    "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    "batch_size": "train.effective_batch_size",
+    "global_batch_size": "train.effective_batch_size",
+    "lr": "train.learning_rate",
+    "epochs": "train.num_train_epochs",
+    "num_epochs": "train.num_train_epochs",
+    "warmup": "scheduler.warmup_ratio",
+    "lr_scheduler": "scheduler",
+    "optimizer": "train.optim",
+    "evaluation_strategy": "train.eval_steps (a number of steps, or a share of the training)",
+    "do_eval": "train.eval_steps (a number of steps, or a share of the training)",
+    "early_stopping": "train.early_stopping_patience",
+    "logging_dir": "not needed: TensorBoard files lie in the run folder (tensorboard --logdir outputs/<name>)",
+    "overwrite_output_dir": "rerun=true",
+    "output_dir": "output_dir",
+    "wandb_project": "logger.wandb.project",
+    "project_name": "logger.wandb.project",
+    "use_wandb": "logger=wandb",
+    "max_new_tokens": "generation.max_new_tokens",
+    "neftune_noise_alpha": "train.extra.neftune_noise_alpha (written +train.extra.neftune_noise_alpha=5)",
+    "use_liger": "train.extra.use_liger_kernel (written +train.extra.use_liger_kernel=true)",
+    "label_names": "not needed: labels are made by the data preparation",
+    "hub_token": "not needed: set HF_TOKEN in the environment, so that it is never written to a file",
+    "ddp_find_unused_parameters": "not needed: one device per trial",
+}
+
+
+def todays_name(key: str) -> Optional[str]:
+    """What to set instead of a name that scripts use; None for a name that nobody uses."""
+    name = key.lstrip("+~").rpartition(".")[2]
+    if name in OLD:
+        return OLD[name]
+    answer = OWNED.get(name)
+    return answer if answer != key else None
+
+
+def schema_keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that the schema knows, for "did you mean"."""
+    for field in fields(schema):
+        key = f"{prefix}{field.name}"
+        yield key
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from schema_keys(field.type, f"{key}.")
+
+
+def free_mappings(schema: type = Config, prefix: str = "") -> set[str]:
+    """The dotted keys that hold a mapping with keys of the user's own, like train.extra."""
+    found = set()
+    for field in fields(schema):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            found |= free_mappings(field.type, f"{prefix}{field.name}.")
+        elif str(field.type).startswith("dict[") and f"{prefix}{field.name}" not in KNOWN_KEYS:
+            found.add(f"{prefix}{field.name}")
+    return found

@@ -1,0 +1,391 @@
+"""Contradictions between settings, found before anything is spent. Every mistake is collected and shown at once."""
+
+import ast
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+from sft_experiments.config.known_keys import OWNED, known_hint, unknown_keys
+from sft_experiments.data.demo import SKILLS
+from sft_experiments.data.formats import FIELDS
+from sft_experiments.data.sources import has_validation, sources_of
+from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
+from sft_experiments.monitor.health import check_rules
+from sft_experiments.monitor.trackers.register import check_names
+from sft_experiments.plan.arithmetic import resolve_interval
+from sft_experiments.plan.data_facts import data_facts, steps_of
+from sft_experiments.plan.machine import installed
+from sft_experiments.schema import (
+    Config,
+    DataFormat,
+    DatasetConfig,
+    DataSource,
+    Direction,
+    ModelSource,
+    PackingStrategy,
+    PeftMethod,
+    Precision,
+    TrainOn,
+)
+
+EXACT_MATCH = "eval/exact_match"
+# What an evaluation measures and which way is better (docs/metrics.md).
+OBJECTIVES = {
+    "eval/loss": Direction.minimize,
+    "eval/nats_per_byte": Direction.minimize,
+    "eval/mean_token_accuracy": Direction.maximize,
+    EXACT_MATCH: Direction.maximize,
+}
+
+
+ATTENTION = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", "sft_packed"]
+
+
+def check_config(config: Config) -> None:
+    """Raise one ``ConfigError`` that lists everything that cannot work."""
+    mistakes = [
+        *out_of_range(config),
+        *unknown_keys(config),
+        *_names(config),
+        *_cadence(config),
+        *_combinations(config),
+        *_data(config),
+        *_objective(config),
+        *check_extra(config.train.extra),
+        *check_upstream_names(config.train.optim, config.scheduler.name),
+        *_watching(config),
+    ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def _watching(config: Config) -> Iterator[str]:
+    """Health rules and trackers check their own names."""
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: check_rules(config.monitor.rules),
+        lambda: check_names(config.logger.trackers),
+    )
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            yield str(error)
+
+
+def _combinations(config: Config) -> Iterator[str]:
+    scheduler, train, devices = config.scheduler, config.train, config.compute.num_devices
+    if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
+        yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
+    if devices > 1 and not config.compute.isolate:
+        yield f"compute.isolate=false trains in this process, which is one: not with compute.num_devices={devices}"
+    if config.compute.fsdp:
+        yield from _sharding(config)
+    if config.model.source is ModelSource.random and not config.model.config:
+        yield "model.source=random needs model.config (transformers config keys, e.g. model_type, hidden_size)"
+    for key in ("r", "lora_alpha"):
+        if config.peft.method is not PeftMethod.none and getattr(config.peft, key) == 0:
+            yield f"peft.{key}=0: must be at least 1 with peft={config.peft.method.value}"
+    if config.dataset.packing is PackingStrategy.bfd and config.dataset.max_length < 2:
+        yield f"dataset.max_length={config.dataset.max_length}: packing needs at least 2 tokens"
+    if config.train.early_stopping_patience is not None and not train.load_best_model_at_end:
+        yield "train.early_stopping_patience needs train.load_best_model_at_end=true"
+    if config.peft.method is PeftMethod.qlora and config.model.source is ModelSource.random:
+        yield "peft=qlora quantises published weights: a model with model.source=random has none; use peft=lora"
+    if config.peft.method is not PeftMethod.none and train.precision is Precision.pure_bf16:
+        yield f"train.precision=pure_bf16 with peft={config.peft.method.value}: adapters are trained in fp32; use bf16"
+    if "8bit" in train.optim and not installed("bitsandbytes"):
+        yield f"train.optim={train.optim} needs bitsandbytes: pip install 'sft-experiments[quant]'"
+
+
+def _sharding(config: Config) -> Iterator[str]:
+    """What FSDP cannot be combined with, or has not been tried with."""
+    if config.compute.num_devices == 1:
+        yield "compute.fsdp=true shares a model out over devices: give compute.num_devices above 1"
+    if config.peft.method is PeftMethod.qlora:
+        yield "compute.fsdp=true with peft=qlora is not offered: use peft=lora"
+    if "8bit" in config.train.optim:
+        yield f"compute.fsdp=true with train.optim={config.train.optim} is not offered: use adamw_torch_fused"
+
+
+def _cadence(config: Config) -> Iterator[str]:
+    for key in ("train.logging_steps", "train.eval_steps"):
+        value = getattr(config.train, key.removeprefix("train."))
+        try:
+            if value in RANGES[key]:
+                resolve_interval(key, value, total_steps=1)
+        except ConfigError as error:
+            yield str(error)
+
+
+def _data(config: Config) -> Iterator[str]:
+    """Every evaluation, the best checkpoint and the objective need validation rows."""
+    dataset = config.dataset
+    try:
+        given = has_validation(dataset)
+    except ConfigError as error:  # a part of a mixture that is wrong in itself
+        yield str(error)
+        return
+    if not given and dataset.validation_fraction == 0:
+        yield "there would be no validation data: give dataset.validation_files or dataset.validation_fraction above 0"
+    if dataset.source is DataSource.files and not dataset.train_files:
+        yield "dataset.train_files is empty: give it as dataset.train_files=[train.jsonl]"
+    if dataset.source is DataSource.hub and not dataset.hub_id:
+        yield "dataset.hub_id is required: give it as dataset.hub_id=<owner>/<name>"
+    yield from _parts(dataset)
+    yield from _whole(dataset.demo)
+    if dataset.format is DataFormat.text and dataset.train_on is not TrainOn.all:
+        yield f"dataset.train_on={dataset.train_on.value}: plain text has no assistant turns; use dataset.train_on=all"
+
+
+def _parts(dataset: DatasetConfig) -> Iterator[str]:
+    """What the parts of a mixture set for themselves."""
+    if dataset.source is not DataSource.mixture:
+        return
+    for name, part in zip(sorted(dataset.mixture), sources_of(dataset), strict=True):
+        prefix = f"dataset.mixture.{name}"
+        yield from outside("dataset.weight", part.weight, shown=f"{prefix}.weight")
+        for column in sorted({*part.columns} - {*FIELDS}):
+            yield f"{prefix}.columns.{column}: no such key{known_hint(f'dataset.columns.{column}')}"
+
+
+def _whole(demo: dict[str, Any]) -> Iterator[str]:
+    for key, value in demo.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            yield f"dataset.demo.{key}={value}: must be a whole number"
+
+
+def _names(config: Config) -> Iterator[str]:
+    attention = config.model.attn_implementation
+    if attention not in ATTENTION:
+        yield (
+            f"model.attn_implementation={attention}: no such name{nearest(attention, ATTENTION)}; "
+            f"allowed: {', '.join(ATTENTION)}"
+        )
+
+
+def _objective(config: Config) -> Iterator[str]:
+    """The objective is one of the numbers of an evaluation: nothing else is known for every checkpoint."""
+    metric, direction = config.objective.metric, config.objective.direction
+    is_demo = config.dataset.source is DataSource.demo
+    skills = [
+        f"{EXACT_MATCH}/{skill}" for skill in (SKILLS if is_demo else ["<skill>"])
+    ]  # of other data, any may exist
+    known = [*OBJECTIVES, *skills]
+    of_skill = metric in skills if is_demo else metric.startswith(f"{EXACT_MATCH}/")
+    name = EXACT_MATCH if of_skill else metric
+    if name not in OBJECTIVES:
+        yield f"objective.metric={metric}: not measured{nearest(metric, known)}; allowed: {', '.join(known)}"
+        return
+    if direction is not OBJECTIVES[name]:
+        yield f"objective.metric={metric} needs objective.direction={OBJECTIVES[name].value}"
+    if name == EXACT_MATCH and not config.dataset.verifiable_answers:
+        yield f"objective.metric={metric} is measured only with dataset.verifiable_answers=true"
+    if name == EXACT_MATCH and config.generation.exact_match_rows == 0:
+        yield f"objective.metric={metric} is measured only with generation.exact_match_rows above 0"
+
+
+# Schedules that react to the loss: their rates cannot be planned, previewed or compared between cells.
+FOLLOWS_LOSS = {"reduce_lr_on_plateau", "greedy"}
+
+
+def check_upstream_names(optim: str, scheduler: str) -> Iterator[str]:
+    """One line for an optimizer or scheduler that the installed transformers does not have."""
+    schedules = [name for name in upstream_choices("trainer_utils.py", "SchedulerType") if name not in FOLLOWS_LOSS]
+    named = {
+        "train.optim": (optim, upstream_choices("training_args.py", "OptimizerNames")),
+        "scheduler.name": (scheduler, schedules),
+    }
+    for key, (value, allowed) in named.items():
+        if value not in allowed:
+            yield f"{key}={value}: no such name{nearest(value, list(allowed))}; allowed: {', '.join(allowed)}"
+
+
+def check_extra(extra: dict[str, Any]) -> Iterator[str]:
+    """One line for each key of train.extra that is ours, or that the installed SFTConfig lacks."""
+    if not extra:
+        return
+    known = sft_config_fields()
+    for key in extra:
+        if key in OWNED:
+            yield f"train.extra.{key}: set {OWNED[key]} instead"
+        elif key not in known:
+            yield f"train.extra.{key}: the installed SFTConfig has no such field{nearest(key, sorted(known))}"
+
+
+@lru_cache
+def sft_config_fields() -> frozenset[str]:
+    """Field names of the installed SFTConfig and its bases, read from their source in milliseconds."""
+    return frozenset(
+        [
+            *_annotated(_source("trl", "trainer/sft_config.py"), "SFTConfig"),
+            *_annotated(_source("trl", "trainer/base_config.py"), "_BaseConfig"),
+            *_annotated(_source("transformers", "training_args.py"), "TrainingArguments"),
+        ]
+    )
+
+
+@lru_cache
+def upstream_choices(file: str, enum: str) -> tuple[str, ...]:
+    """The values of a string enum of the installed transformers, e.g. the names of its optimizers."""
+    return tuple(
+        str(statement.value.value)
+        for statement in _class_body(_source("transformers", file), enum)
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+    )
+
+
+def _class_body(file: Path, name: str) -> list[ast.stmt]:
+    """The statements of a class. Parsed up to the next class or function only: a whole module may take 20 ms."""
+    text = file.read_text(encoding="utf-8")
+    found = re.search(rf"^class {name}\b.*?(?=^class |^def |^@|\Z)", text, re.MULTILINE | re.DOTALL)
+    parsed = ast.parse(found.group()).body[0] if found else None
+    return parsed.body if isinstance(parsed, ast.ClassDef) else []
+
+
+def _source(package: str, file: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(f"the package {package} is not installed: pip install sft-experiments")
+    return Path(spec.origin).parent / file
+
+
+def _annotated(file: Path, class_name: str) -> list[str]:
+    return [
+        statement.target.id
+        for statement in _class_body(file, class_name)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    ]
+
+
+INFINITE = math.inf
+LARGEST_SEED = 2**32 - 1  # numpy's
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high``, both allowed unless ``above_low`` or ``below_high`` says otherwise."""
+
+    low: float
+    high: float = INFINITE
+    above_low: bool = False
+    below_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """NaN and infinity are in no range."""
+        above = self.low < value if self.above_low else self.low <= value
+        below = value < self.high if self.below_high or self.high == INFINITE else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"a number above {self.low:g}" if self.above_low else f"at least {self.low:g}"
+        if self.high == INFINITE:
+            return low
+        return f"{low} and {'below' if self.below_high else 'at most'} {self.high:.10g}"
+
+
+POSITIVE = Range(0, above_low=True)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1)
+SHARE = Range(0, 1, below_high=True)  # 1 is never meant
+SEED = Range(0, LARGEST_SEED)
+ONE_PER_SKILL = Range(len(SKILLS))
+RANGES: dict[str, Range] = {
+    "model.num_parameters": POSITIVE,
+    "model.recommended.learning_rate": POSITIVE,
+    "model.recommended.learning_rate_range": POSITIVE,
+    "model.recommended.learning_rates": POSITIVE,
+    "model.recommended.effective_batch_size": COUNT,
+    "model.recommended.effective_batch_size_range": COUNT,
+    "model.recommended.effective_batch_sizes": COUNT,
+    "model.recommended.num_train_epochs": POSITIVE,
+    "model.recommended.num_train_epochs_range": POSITIVE,
+    "model.recommended.warmup_ratio": SHARE,
+    "model.recommended.warmup_ratio_range": SHARE,
+    "model.recommended.weight_decay": NOT_NEGATIVE,
+    "model.recommended.weight_decay_range": NOT_NEGATIVE,
+    "model.recommended.max_grad_norm": POSITIVE,
+    "dataset.weight": NOT_NEGATIVE,
+    "dataset.demo.num_train": ONE_PER_SKILL,
+    "dataset.demo.num_validation": ONE_PER_SKILL,
+    "dataset.demo.seed": SEED,
+    "dataset.validation_fraction": SHARE,
+    "dataset.max_train_rows": COUNT,
+    "dataset.max_validation_rows": COUNT,
+    "dataset.max_length": COUNT,
+    "dataset.max_drop_fraction": Range(0, 1),
+    "scheduler.warmup_ratio": SHARE,
+    "scheduler.warmup_steps": NOT_NEGATIVE,
+    "train.learning_rate": POSITIVE,
+    "train.effective_batch_size": COUNT,
+    "train.per_device_train_batch_size": COUNT,
+    "train.per_device_eval_batch_size": COUNT,
+    "train.num_train_epochs": POSITIVE,
+    "train.max_steps": COUNT,
+    "train.weight_decay": NOT_NEGATIVE,
+    "train.max_grad_norm": POSITIVE,
+    "train.adam_beta1": SHARE,
+    "train.adam_beta2": SHARE,
+    "train.adam_epsilon": POSITIVE,
+    "train.logging_steps": POSITIVE,
+    "train.eval_steps": POSITIVE,
+    "train.save_total_limit": COUNT,
+    "train.early_stopping_patience": COUNT,
+    "train.seed": SEED,
+    "train.data_seed": SEED,
+    "peft.r": NOT_NEGATIVE,
+    "peft.lora_alpha": NOT_NEGATIVE,
+    "peft.lora_dropout": SHARE,
+    "peft.learning_rate_factor": POSITIVE,
+    "logger.finish_seconds": NOT_NEGATIVE,
+    "compute.num_devices": COUNT,
+    "compute.threads": COUNT,
+    "compute.dataloader_num_workers": NOT_NEGATIVE,
+    "sweep.num_seeds": COUNT,
+    "sweep.concurrent_trials": COUNT,
+    "sweep.timeout_seconds": POSITIVE,
+    "sweep.retries": NOT_NEGATIVE,
+    "sweep.keep_models": Range(-1),
+    "sweep.num_trials": COUNT,
+    "sweep.search_seed": SEED,
+    "generation.num_samples": NOT_NEGATIVE,
+    "generation.max_new_tokens": COUNT,
+    "generation.exact_match_rows": NOT_NEGATIVE,
+    "monitor.stall_seconds": POSITIVE,
+    "monitor.peak_tflops": POSITIVE,
+}
+
+
+# Numbers with a check of their own, because their order or their company decides too.
+ELSEWHERE = {"sweep.rungs": "sweep/stoppable.py", "sweep.reduction_factor": "sweep/stoppable.py"}
+
+
+def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:
+    """One line for every number of a config (or a group of it) that is out of its range; null and words pass."""
+    for field in fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        null = ", or null" if type(None) in get_args(field.type) else ""
+        if is_dataclass(value):
+            yield from out_of_range(value, f"{key}.")
+        elif isinstance(value, dict):
+            yield from (line for name, item in value.items() for line in outside(f"{key}.{name}", item))
+        else:
+            yield from (f"{line}{null}" for line in outside(key, value))
+
+
+def outside(key: str, value: Any, shown: str = "") -> Iterator[str]:
+    """A line when a number, or one of a list, is not what the table allows. ``shown``: the key to name instead."""
+    allowed = RANGES.get(key)
+    numbers = value if isinstance(value, list) else [value]
+    if allowed and any(isinstance(number, (int, float)) and number not in allowed for number in numbers):
+        yield f"{shown or key}={value}: must be {allowed}"
+
+
+def check_warmup(config: Config) -> None:
+    """Raise ``ConfigError`` for a warmup longer than the training, as far as that is known before the preparation."""
+    if config.scheduler.warmup_steps is not None:  # a share of the training is never longer than it
+        steps_of(config, data_facts(config))

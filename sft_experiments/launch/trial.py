@@ -1,0 +1,217 @@
+"""One trial before it runs: composed, checked, planned and given its id and folder."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import DictConfig
+
+from sft_experiments.config.hydra import Composer, Request
+from sft_experiments.config.load import to_config, to_plain, write_config
+from sft_experiments.config.origin import values_with_origin
+from sft_experiments.config.validate import check_config, check_warmup
+from sft_experiments.data.store import HashMemory, dataset_fingerprint, default_cache_dir
+from sft_experiments.files import write_json_atomically
+from sft_experiments.models.source import model_config_file
+from sft_experiments.plan.arithmetic import Plan
+from sft_experiments.plan.derive import build_plan
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Record, Status, read_record, utc_now
+from sft_experiments.schema import Config, ModelConfig, ModelSource
+from sft_experiments.secrets import redact, redact_text
+from sft_experiments.text import format_value
+from sft_experiments.values import digest, without
+
+LONGEST_LABEL = 80  # characters of a folder name
+SUPERSEDED = ".superseded"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that can be run: everything a worker needs is in these fields, and in the folder once written."""
+
+    config: Config
+    plan: Plan
+    record: Record
+    folder: RunFolder
+
+    @property
+    def id(self) -> str:
+        return self.record.trial_id
+
+    def write(self) -> None:
+        """Write config.yaml, plan.json and a pending record that continues an earlier one."""
+        earlier = self.recorded()
+        if earlier is not None:
+            self.record.attempts, self.record.created_at = earlier.attempts, earlier.created_at
+            self.record.timings = earlier.timings
+            self.record.notes = list(dict.fromkeys([*earlier.notes, *self.record.notes]))
+        write_config(self.folder, self.record.config)
+        write_json_atomically(self.folder.plan, self.record.plan)
+        self.record.write(self.folder)
+
+    def start_over(self) -> None:
+        """For rerun=true: move what an earlier launch left into a hidden folder beside it. Nothing is overwritten."""
+        if self.config.rerun and self.folder.record.is_file():
+            kept = self.folder.path.parent / SUPERSEDED
+            kept.mkdir(exist_ok=True)
+            number = sum(1 for _ in kept.glob(f"*{self.id}.*")) + 1
+            self.folder.path.rename(kept / f"{self.folder.path.name}.{number}")
+
+    def recorded(self) -> Optional[Record]:
+        """What an earlier launch of the same trial left, if anything."""
+        return read_record(self.folder) if self.folder.record.is_file() else None
+
+    def needs_running(self, retry_failed: bool) -> bool:
+        """In a sweep, completed trials never run again; failed ones only when asked; all others go on."""
+        earlier = self.recorded()
+        if earlier is None or self.config.rerun:
+            return True
+        return not earlier.status.is_final or (earlier.status.is_failure and retry_failed)
+
+
+def plan_trial(composed: DictConfig, request: Request) -> Trial:
+    """Check a composed config, derive its plan and its id. Raises ``ConfigError`` or ``DataError``; writes nothing."""
+    config = to_config(composed)
+    check_config(config)
+    check_warmup(config)
+    plan = build_plan(config, request.concurrent_trials)
+    content = fingerprints(config)
+    identity = trial_id(config, plan.precision.value, content)
+    origins = values_with_origin(composed, config, request)
+    label = label_of(request.axes)
+    record = Record(
+        trial_id=identity,
+        name=config.name,
+        label=label,
+        status=Status.pending,
+        created_at=utc_now(),
+        overrides=redact(request.overrides),
+        axes=request.axes,
+        sweep=request.root.name if request.root else None,
+        command=redact_text(reproduce_command(request)),
+        config=redact(to_plain(config)),
+        plan={"trial_id": identity, **plan.as_dict(), "values": origins},
+        objective_metric=config.objective.metric,
+        objective_direction=config.objective.direction.value,
+        fingerprints=content,
+    )
+    root = request.root or Path(config.output_dir) / folder_name(config.name)
+    return Trial(config, plan, record, trial_folder(root, label, identity))
+
+
+def plan_run(composer: Composer) -> Trial:
+    """The one run of a command line. Raises ``ConfigError`` for a sweep, or as ``plan_trial`` does."""
+    return plan_trial(composer.master, composer.request())
+
+
+def trial_folder(root: Path, label: str, identity: str) -> RunFolder:
+    """The folder of a trial: an existing one with this id whatever its label, else ``<label>-<id>``."""
+    existing = sorted(root.glob(f"*{identity}")) if root.is_dir() else []
+    if existing:
+        return RunFolder(existing[0])
+    name = folder_name(label)[:LONGEST_LABEL]
+    return RunFolder(root / (f"{name}-{identity}" if name else identity))
+
+
+def label_of(axes: dict[str, Any]) -> str:
+    """What differs from the neighbours, by the last part of each key: ``learning_rate=2e-3 seed=1``."""
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in axes.items())
+
+
+def folder_name(text: str) -> str:
+    """A name that needs no quoting in a shell."""
+    return re.sub(r"[^\w.=-]+", "_", text).strip("_.")
+
+
+def reproduce_command(request: Request) -> str:
+    """A shell command that runs this trial by itself."""
+    of_the_run = [override for override in request.overrides if not override.startswith("sweep")]
+    cell = [f"{key}={value}" for key, value in request.axes.items()]
+    return shlex.join(["sft", "train", *of_the_run, *cell])
+
+
+ID_LENGTH = 12
+# Names, places, watching and bookkeeping do not change what is learned. The per-device batch does not either:
+# the effective batch does (tests/training shows equal losses for every split of it).
+NOT_IDENTITY = (
+    "name",
+    "output_dir",
+    "rerun",
+    "logger",
+    "monitor",
+    "compute",
+    "sweep",
+    "model.name",
+    "model.tokenizer",
+    "model.chat_template",
+    "model.size_class",
+    "model.recommended",
+    "model.num_parameters",
+    "dataset.name",
+    "dataset.train_files",
+    "dataset.validation_files",
+    "dataset.test_files",
+    "train.per_device_train_batch_size",
+    "train.per_device_eval_batch_size",
+    "train.precision",
+)
+
+
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer*", "chat_template*")
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """Content hashes of the data and the model that this run reads."""
+    model, memory = config.model, HashMemory(default_cache_dir())
+    return {
+        **dataset_fingerprint(config.dataset, memory),
+        "model": model_fingerprint(model, memory),
+        "tokenizer": path_fingerprint(model.tokenizer, memory),
+        "chat_template": path_fingerprint(model.chat_template, memory),
+    }
+
+
+def path_fingerprint(name: Optional[str], memory: HashMemory) -> str:
+    """Content hash of a folder or file, or the name itself when nothing of that name exists here."""
+    path = Path(name or "").expanduser()
+    if name is None or not path.exists():
+        return str(name)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return digest({str(file.relative_to(path)): memory.sha256(file) for file in files})
+
+
+def model_fingerprint(model: ModelConfig, memory: HashMemory) -> str:
+    """A hash of a local folder's files, the commit of a cached Hub model, or the name of one that is not here yet."""
+    if model.source is ModelSource.random:
+        return "random"
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        files = sorted({file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)})
+        return digest({file.name: memory.sha256(file) for file in files})
+    cached = model_config_file(model.name, model.revision)
+    commit = cached.parent.name if cached is not None else model.revision or "main"
+    return f"{model.name}@{commit}"
+
+
+def deciding_values(config: Config) -> dict[str, Any]:
+    """The resolved values that decide the result, nested as in the config."""
+    values = without(to_plain(config), NOT_IDENTITY)
+    for name in values["dataset"]["mixture"]:
+        files = ("train_files", "validation_files", "test_files")
+        values["dataset"]["mixture"][name] = without(values["dataset"]["mixture"][name], files)
+    return values
+
+
+def trial_id(config: Config, precision: str, content: dict[str, str]) -> str:
+    """The id of a trial: deciding values, precision and number of devices as resolved, data and model content."""
+    payload = {
+        "values": deciding_values(config),
+        "precision": precision,
+        "num_devices": config.compute.num_devices,
+        "content": content,
+        **({"fsdp": True} if config.compute.fsdp else {}),  # its checkpoints are not those of whole copies
+    }
+    return digest(payload)[:ID_LENGTH]

@@ -1,0 +1,211 @@
+"""Trackers: copies of a run's metrics in TensorBoard, Weights & Biases or trackio."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+from sft_experiments.errors import ConfigError, nearest
+from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings, Tracker
+from sft_experiments.runs.events import Alert, Event, Sample
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.schema import Config
+from sft_experiments.secrets import redact, redact_text
+
+OURS = ("tensorboard", "wandb", "trackio")
+UPSTREAM = (
+    *("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub"),
+    *("dvclive", "flyte", "kubeflow", "mlflow", "neptune", "swanlab"),
+)
+"""Trackers that transformers writes to itself (``report_to``): they see its own names and are not isolated."""
+
+
+def build_trackers(config: Config, folder: RunFolder, identity: RunIdentity) -> "Trackers":
+    """Start the trackers that ``logger.trackers`` names. Returns at once; they start in their own threads."""
+
+    check_names(config.logger.trackers)
+    trackers = Trackers(
+        [_build(name, config, folder) for name in config.logger.trackers if name in OURS],
+        config.logger.finish_seconds,
+    )
+    trackers.start(identity, flat_settings(config))
+    return trackers
+
+
+def check_names(names: list[str]) -> None:
+    """Raise ``ConfigError`` for a tracker that nobody knows."""
+    for name in names:
+        if name not in OURS + UPSTREAM:
+            known = [*OURS, *UPSTREAM]
+            raise ConfigError(f"logger.trackers: {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+
+
+def upstream_names(names: list[str]) -> list[str]:
+    """The names that go to transformers' ``report_to``."""
+    return [name for name in names if name not in OURS]
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """The whole config as ``{"train.learning_rate": 0.002, ...}``, without secrets."""
+    return dict(_flatten(redact(asdict(config))))
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            pairs += _flatten(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, value.value if isinstance(value, Enum) else value))
+    return pairs
+
+
+def _build(name: str, config: Config, folder: RunFolder) -> Tracker:
+    """Each kind imports libraries of its own."""
+    if name == "tensorboard":
+        from sft_experiments.monitor.trackers.tensorboard_tracker import TensorBoardTracker
+
+        return TensorBoardTracker(folder.tensorboard)
+    if name == "wandb":
+        from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
+
+        return WandbTracker(config.logger.wandb, folder.wandb, config.logger.finish_seconds)
+    from sft_experiments.monitor.trackers.trackio_tracker import TrackioTracker
+
+    return TrackioTracker(config.logger.project)
+
+
+QUEUE_LENGTH = 4096  # events; at one event per second, more than an hour of a tracker that does not answer
+ABANDON_SECONDS = 2.0
+
+
+class Trackers:
+    """All trackers of a run. No method blocks, except ``finish`` (at most ``finish_seconds``), and none raises."""
+
+    def __init__(self, trackers: list[Tracker], finish_seconds: float) -> None:
+        self._finish_seconds = finish_seconds
+        self._notes = _Notes()
+        self._couriers = [_Courier(tracker, self._notes.add) for tracker in trackers]
+
+    def start(self, identity: RunIdentity, settings: Settings) -> None:
+        self._send("start", identity, settings)
+
+    def log(self, event: Event) -> None:
+        self._send("log", dict(event))
+
+    def alert(self, alert: Alert) -> None:
+        self._send("alert", alert)
+
+    def samples(self, samples: list[Sample]) -> None:
+        self._send("samples", samples)
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> list[str]:
+        """Close all trackers, waiting no longer than the deadline for all of them together. Returns every note."""
+        deadline = time.monotonic() + self._finish_seconds
+        for courier in self._couriers:
+            courier.send("finish", status, dict(summary))
+        for courier in self._couriers:
+            courier.wait(deadline)
+        return self._notes.all()
+
+    def take_notes(self) -> list[str]:
+        """The notes since the last call, for the terminal."""
+        return self._notes.take()
+
+    def _send(self, method: str, *arguments: Any) -> None:
+        for courier in self._couriers:
+            courier.send(method, *arguments)
+
+
+class _Notes:
+    """Notes from several threads; each is kept once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._notes: list[str] = []
+        self._taken = 0
+
+    def add(self, note: str) -> None:
+        with self._lock:
+            if (clean := redact_text(note)) not in self._notes:
+                self._notes.append(clean)
+
+    def all(self) -> list[str]:
+        with self._lock:
+            return list(self._notes)
+
+    def take(self) -> list[str]:
+        with self._lock:
+            new, self._taken = self._notes[self._taken :], len(self._notes)
+            return new
+
+
+class _Courier:
+    """One tracker, its thread and its queue."""
+
+    def __init__(self, tracker: Tracker, note: Callable[[str], None]) -> None:
+        self._tracker = tracker
+        self._note = note
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(QUEUE_LENGTH)
+        self._ended = threading.Event()  # finished or failed
+        self._lost = 0
+        threading.Thread(target=self._run, name=f"tracker-{tracker.name}", daemon=True).start()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        if self._ended.is_set():
+            return
+        try:
+            self._queue.put_nowait((method, arguments))
+        except queue.Full:
+            self._lost += 1
+
+    def wait(self, deadline: float) -> None:
+        if not self._ended.wait(max(0.0, deadline - time.monotonic())):
+            self._ended.set()
+            self._note(f"{self._tracker.name} did not answer in time and was left behind; metrics.jsonl is complete")
+            self._abandon()
+        if self._lost:
+            self._note(f"{self._tracker.name} was too slow: {self._lost} events are missing there")
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            method, arguments = self._queue.get()
+            try:
+                getattr(self._tracker, method)(*arguments)
+            except BaseException as error:  # anything, also SystemExit: a tracker may only lose its own copy
+                self._fail(method, error)
+                return
+            self._pass_notes_on()
+            if method == "finish":
+                self._ended.set()
+
+    def _fail(self, method: str, error: BaseException) -> None:
+        if not self._ended.is_set():  # else it was left behind, and that was noted
+            self._note(f"{self._tracker.name} stopped in {method}: {_describe(error)}; metrics.jsonl is complete")
+            self._abandon()
+            self._ended.set()
+
+    def _abandon(self) -> None:
+        """In a thread, since this too may hang."""
+        thread = threading.Thread(target=self._let_go, daemon=True)
+        thread.start()
+        thread.join(ABANDON_SECONDS)
+        self._pass_notes_on()
+
+    def _let_go(self) -> None:
+        with suppress(BaseException):  # the tracker is lost already, and has its note; W&B even calls sys.exit
+            self._tracker.abandon()
+
+    def _pass_notes_on(self) -> None:
+        for note in self._tracker.notes:
+            self._note(note)
+
+
+def _describe(error: BaseException) -> str:
+    """Class and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

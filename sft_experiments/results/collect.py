@@ -1,0 +1,103 @@
+"""Find run folders below some directories and read their records, tolerating broken ones."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_experiments.errors import RunFolderError
+from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.record import Record, read_record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial: its folder, its record, and its config as ``{"train.learning_rate": 0.002}``."""
+
+    folder: RunFolder
+    record: Record
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def seeds(self) -> tuple[str, str]:
+        """What makes two runs of one configuration independent: model and data order seeds."""
+        return str(self.values.get("train.seed")), str(self.values.get("train.data_seed"))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Runs sorted by path, and one line for each record that could not be read."""
+
+    runs: list[Run]
+    problems: list[str]
+
+
+def collect_runs(directories: Iterable[Path]) -> Collection:
+    """Read every record at or below ``directories``; a folder reached twice counts once.
+
+    A broken record becomes a line in ``problems``. Raises ``RunFolderError`` for a directory that is missing
+    or that holds no record at all.
+    """
+    paths: set[Path] = set()
+    for directory in directories:
+        if not directory.is_dir():
+            raise RunFolderError(f"{directory} is not a folder; give a sweep's folder or a run's folder")
+        found = {folder.path for folder in find_run_folders(directory.resolve())}
+        if not found:
+            raise RunFolderError(f"{directory} holds no run: no record.json at or below it")
+        paths |= found
+    runs, problems = [], []
+    for path in sorted(paths):
+        try:
+            runs.append(read_run(RunFolder(path)))
+        except RunFolderError as error:
+            problems.append(str(error))
+    return Collection(runs, problems)
+
+
+def read_run(folder: RunFolder) -> Run:
+    """The run in ``folder``. Raises ``RunFolderError`` naming the file when its record cannot be used."""
+    try:
+        record = read_record(folder)
+    except (TypeError, ValueError, KeyError) as error:  # well-formed JSON whose fields are not a record's
+        raise RunFolderError(f"{folder.record} is not a usable record: {error}") from error
+    if fault := _fault(record):
+        raise RunFolderError(f"{folder.record} is not a usable record: {fault}")
+    return Run(folder, record, dict(flatten(record.config)))
+
+
+def _fault(record: Record) -> str | None:
+    """What has the wrong shape: a record edited by hand must not break the table of all others."""
+    shapes: list[tuple[str, type | tuple[type, ...]]] = [
+        *((name, dict) for name in ("axes", "config", "plan", "metrics", "timings", "environment", "fingerprints")),
+        *((name, list) for name in ("overrides", "alerts", "notes")),
+        *((name, str) for name in ("trial_id", "name", "label", "objective_metric", "objective_direction")),
+    ]
+    wrong = [name for name, shape in shapes if not isinstance(getattr(record, name), shape)]
+    if wrong:
+        return f"{wrong[0]} is {getattr(record, wrong[0])!r}"
+    members = (("alerts", record.alerts, dict), ("overrides", record.overrides, str))
+    wrong = [name for name, values, shape in members if not all(isinstance(value, shape) for value in values)]
+    wrong += [name for name in ("fingerprints",) if not all(isinstance(v, str) for v in record.fingerprints.values())]
+    return f"{wrong[0]} holds something else than it should" if wrong else None
+
+
+def number(values: Mapping[str, Any], name: str) -> float | None:
+    """A finite number by name; None for anything else."""
+    value = values.get(name)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if usable else None
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"train": {"seed": 1}}`` -> ``("train.seed", 1)``. Lists and empty mappings are values."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,94 @@
+"""Which settings differ between runs, and the shortest names that keep them apart."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sft_experiments.results.collect import Run
+
+SEED_KEYS = ("train.seed", "train.data_seed")
+# Settings that never decide a run's result (design: identity is content), or that only restate others.
+_WITHOUT_EFFECT = ("name", "output_dir", "rerun", "logger", "sweep", "compute", "monitor", "generation", "objective")
+_RESTATED = ("model.recommended", "model.size_class", "train.per_device_train_batch_size")
+
+
+def decides_result(key: str) -> bool:
+    """Whether a setting takes part in a run's result, seeds included."""
+    return not any(key == prefix or key.startswith(prefix + ".") for prefix in _WITHOUT_EFFECT + _RESTATED)
+
+
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Keys of deciding settings that have more than one value, sweep axes first, then in the config's order."""
+    values: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for run in runs:
+        for key, value in run.values.items():
+            values.setdefault(key, set()).add(identity(value))
+            counts[key] = counts.get(key, 0) + 1
+    axes = list(dict.fromkeys(axis for run in runs for axis in run.record.axes))
+    order = [key for key in axes if key in values] + [key for key in values if key not in axes]
+    return [key for key in order if decides_result(key) and (len(values[key]) > 1 or counts[key] < len(runs))]
+
+
+def shown_keys(runs: Sequence[Run]) -> list[str]:
+    """The differing keys worth a column: without seeds, and without those that only mirror another column.
+
+    Choosing another model changes a dozen settings at once; one column tells them apart. What somebody set, on an
+    axis or by hand, has a column all the same: of two runs every difference mirrors every other.
+    """
+    deliberate = {key for run in runs for key in (*run.record.axes, *_typed(run))}
+    chosen: list[str] = []
+    partitions: list[tuple[int, ...]] = []
+    for key in differing_keys(runs):
+        if key in SEED_KEYS:
+            continue
+        partition = _partition(runs, key)
+        if key in deliberate or partition not in partitions:
+            chosen.append(key)
+            partitions.append(partition)
+    return chosen
+
+
+def _typed(run: Run) -> list[str]:
+    """Keys set on the command line; of a group that was chosen (``scheduler=linear``) its name."""
+    words = [override.split("=")[0].lstrip("+~") for override in run.record.overrides]
+    return [word if word in run.values else f"{word}.name" for word in words]
+
+
+def _partition(runs: Sequence[Run], key: str) -> tuple[int, ...]:
+    """Each run's value as the index of its first appearance: equal for keys that split the runs alike."""
+    first: dict[str, int] = {}
+    return tuple(first.setdefault(identity(run.values.get(key)), index) for index, run in enumerate(runs))
+
+
+def short_names(keys: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """``train.learning_rate`` -> ``learning_rate``; a longer suffix where the short one would be ambiguous."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        candidates = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        others = [other for other in keys if other != key]
+        names[key] = next(
+            (
+                name
+                for name in candidates
+                if name not in taken and not any(other == name or other.endswith("." + name) for other in others)
+            ),
+            key,
+        )
+    return names
+
+
+def identity(value: Any) -> str:
+    """A text equal for equal values: 1 and 1.0 are one setting, True and 1 are not."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))
+    return repr(value)
+
+
+def sort_key(value: Any) -> tuple[int, float, str]:
+    """Orders any mixture of values: numbers by size, then texts, then missing ones."""
+    if value is None:
+        return 2, 0.0, ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return 0, float(value), ""
+    return 1, 0.0, str(value)

@@ -1,0 +1,105 @@
+"""record.json: what a trial was, and what became of it. The ledger of a sweep is the set of its records."""
+
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Optional
+
+from sft_experiments.errors import RunFolderError
+from sft_experiments.files import read_json, write_json_atomically
+from sft_experiments.runs.folder import RunFolder
+
+SCHEMA_VERSION = 1
+
+
+class Status(str, Enum):
+    """The states of a trial."""
+
+    pending = "pending"  # planned, not started
+    running = "running"
+    completed = "completed"
+    failed = "failed"  # an error was raised, or the process exited
+    killed = "killed"  # the process died from a signal that we did not send
+    oom = "oom"  # out of memory even at per-device batch 1
+    diverged = "diverged"  # NaN or Inf in loss or gradient
+    timeout = "timeout"
+    preempted = "preempted"  # stopped on request (Ctrl-C, SIGTERM) after saving a checkpoint
+    pruned = "pruned"  # stopped early because others were better
+
+    @property
+    def is_failure(self) -> bool:
+        return self in {Status.failed, Status.killed, Status.oom, Status.diverged, Status.timeout}
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing is left to do for this trial unless the user asks for a retry."""
+        return self.is_failure or self is Status.completed
+
+
+@dataclass
+class Failure:
+    """Why a trial did not complete."""
+
+    kind: str  # exception class, signal name or exit code
+    message: str  # several lines when data have several faults
+    log_tail: list[str] = field(default_factory=list)  # the last lines of log.txt
+
+
+@dataclass
+class Record:
+    """The content of record.json. Times are ISO 8601 in UTC, durations seconds."""
+
+    trial_id: str
+    name: str  # of the run or sweep
+    label: str  # what differs from its neighbours, e.g. "learning_rate=2e-3 effective_batch_size=32"
+    status: Status = Status.pending
+    schema_version: int = SCHEMA_VERSION
+    created_at: Optional[str] = None
+    started_at: Optional[str] = None
+    finished_at: Optional[str] = None
+    attempts: int = 0
+    overrides: list[str] = field(default_factory=list)  # as typed, without the sweep axes
+    axes: dict[str, Any] = field(default_factory=dict)  # sweep axis -> this trial's value
+    sweep: Optional[str] = None  # the sweep's folder name
+    command: Optional[str] = None  # reproduces this run from the shell
+    config: dict[str, Any] = field(default_factory=dict)  # resolved, nested
+    plan: dict[str, Any] = field(default_factory=dict)  # content of plan.json
+    objective: Optional[float] = None  # None unless completed and finite
+    objective_metric: str = "eval/loss"
+    objective_direction: str = "minimize"
+    metrics: dict[str, Any] = field(default_factory=dict)  # final values, and best/* of the restored checkpoint
+    timings: dict[str, float] = field(default_factory=dict)  # phase -> seconds
+    environment: dict[str, Any] = field(default_factory=dict)  # versions, git, device, threads
+    fingerprints: dict[str, str] = field(default_factory=dict)  # train/validation data, model, tokenizer, template
+    alerts: list[dict[str, Any]] = field(default_factory=list)  # health events: rule, step, message, count
+    notes: list[str] = field(default_factory=list)  # e.g. a tracker that died, a batch that was halved
+    failure: Optional[Failure] = None
+
+    def write(self, folder: RunFolder) -> None:
+        """Write the record whole or not at all."""
+        write_json_atomically(folder.record, asdict(self) | {"status": self.status.value})
+
+
+def read_record(folder: RunFolder) -> Record:
+    """The record of a run folder.
+
+    Raises ``RunFolderError`` naming the file when it is missing, broken, or written by a newer version.
+    """
+    content = read_json(folder.record)
+    if not isinstance(content, dict) or "trial_id" not in content:
+        raise RunFolderError(f"{folder.record} is not a record: it has no trial_id")
+    if content.get("schema_version", 0) > SCHEMA_VERSION:
+        raise RunFolderError(
+            f"{folder.record} has schema version {content['schema_version']}; this program reads up to {SCHEMA_VERSION}"
+        )
+    known = {field.name for field in fields(Record)}
+    values = {key: value for key, value in content.items() if key in known}
+    values["status"] = Status(values["status"])
+    if values.get("failure"):
+        values["failure"] = Failure(**values["failure"])
+    return Record(**values)
+
+
+def utc_now() -> str:
+    """The time as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

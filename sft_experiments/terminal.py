@@ -1,0 +1,53 @@
+"""What the terminal shows before and after a run or sweep. Plain text when the output is not a terminal."""
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Optional
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+PIPE_WIDTH = 160  # columns where the output is a file or a pipe; rich would cut tables to 80
+# Commands and paths are for pasting: soft_wrap never breaks them over lines.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def show_notes(notes: list[str]) -> None:
+    """What happened on the way; how to sync W&B is said with the other commands."""
+    show_warnings([note for note in notes if "wandb sync" not in note])
+
+
+def show_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(Text(f"  note: {warning}", style="yellow"))
+
+
+Tick = Callable[[int], None]  # called with the rows done since the last call
+
+
+class Progress:
+    """One line per step of the preparation, on stderr."""
+
+    def __init__(self, show: bool) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = RichProgress(*columns, console=console, disable=not (show and console.is_terminal))
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._bar.stop()
+
+    def task(self, name: str, total: Optional[int] = None) -> Tick:
+        """A new line; the returned function moves it."""
+        if self._bar.disable:  # rich would still keep its record of speeds
+            return lambda count: None
+        task = self._bar.add_task(name, total=total)
+        return lambda count: self._bar.advance(task, count)

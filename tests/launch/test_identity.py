@@ -1,0 +1,72 @@
+"""Identity is content: what decides the result changes the id, nothing else does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft_experiments.values import digest, without
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other", "output_dir=elsewhere", "logger=none", "compute.threads=1", "sweep.retries=5",
+        "train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=3", "dataset.name=renamed",
+        "monitor.stall_seconds=5", "train.precision=fp32", "train.learning_rate=0.0020", "train.learning_rate=2e-3",
+    ],
+)  # fmt: skip
+def test_names_places_and_watching_do_not_change_the_id(planned, override: str) -> None:
+    assert planned(override).id == planned().id
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.learning_rate=3e-3", "train.effective_batch_size=8", "train.seed=1", "train.data_seed=1",
+        "scheduler=linear", "train.precision=bf16", "dataset.max_length=32", "dataset.demo.seed=1", "peft=lora",
+        "model.config.num_hidden_layers=3", "generation.max_new_tokens=9",
+        "compute.num_devices=2", "+train.extra.neftune_noise_alpha=5",
+    ],
+)  # fmt: skip
+def test_what_decides_the_result_changes_the_id(planned, override: str) -> None:
+    assert planned(override).id != planned().id
+
+
+def test_sharded_trials_have_ids_of_their_own(planned) -> None:
+    assert planned("compute.num_devices=2", "compute.fsdp=true").id != planned("compute.num_devices=2").id
+
+
+def write_rows(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]
+    file.write_text(json.dumps({"messages": messages}) + "\n")
+
+
+def test_data_count_by_content_and_not_by_path(planned, tmp_path: Path) -> None:
+    write_rows(tmp_path / "a" / "rows.jsonl", "hello")
+    shutil.copy(tmp_path / "a" / "rows.jsonl", tmp_path / "other.jsonl")
+    first = planned("dataset=messages", "dataset.train_files=a/rows.jsonl").id
+    assert planned("dataset=messages", "dataset.train_files=other.jsonl").id == first
+    assert planned("dataset=messages", f"dataset.train_files={tmp_path}/other.jsonl").id == first
+    write_rows(tmp_path / "other.jsonl", "hullo")
+    assert planned("dataset=messages", "dataset.train_files=other.jsonl").id != first
+
+
+def test_the_id_is_the_same_in_every_process(planned) -> None:
+    assert planned().id == planned().id
+    assert len(planned().id) == 12
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers()))
+def test_the_digest_ignores_the_order_of_keys(values: dict[str, int]) -> None:
+    assert digest(values) == digest(dict(reversed(values.items())))
+
+
+def test_leaving_out_a_key_does_not_touch_the_original() -> None:
+    values = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert without(values, ("a.b", "nothing.here")) == {"a": {"c": 2}, "d": 3}
+    assert values == {"a": {"b": 1, "c": 2}, "d": 3}

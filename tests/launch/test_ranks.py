@@ -1,0 +1,96 @@
+"""What torch.distributed.run says about its ranks, and what becomes of it in the record."""
+
+from pathlib import Path
+
+import pytest
+
+from sft_experiments.launch.ranks import STARTS, first_failure, rank_command
+from sft_experiments.launch.settle import settle
+from sft_experiments.launch.start import worker_environment
+from sft_experiments.runs.folder import RunFolder, find_run_folders, folder_of
+from sft_experiments.runs.record import Failure, Record, Status, read_record
+
+# As torch 2.13 writes it: rank 1 failed, and rank 0 was stopped because of that.
+TOLD = """\
+W1120 14:50:46.274000 23967 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 1 closing signal SIGTERM
+E1120 14:50:46.599000 23967 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code}) local_rank: 1
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+sft_experiments.training.worker FAILED
+------------------------------------------------------------
+Failures:
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 24011)
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-20_14:50:46
+  rank      : 1 (local_rank: 1)
+  exitcode  : {code} (pid: 24012)
+  error_file: <N/A>
+============================================================
+"""  # noqa: E501
+
+
+def two_ranks(path: Path, status: Status, code: int) -> RunFolder:
+    """A trial over two ranks whose second one ended with ``code``."""
+    folder = RunFolder(path)
+    record = Record("abc", "name", "label", status, plan={"batch": {"num_devices": 2}})
+    if status is Status.failed:
+        record.failure = Failure("RuntimeError", "connection closed by peer")
+    record.write(folder)
+    folder.log.write_text(f"{STARTS.format(2)}\nstep 1\nlast words\n{TOLD.format(code=code)}")
+    return folder
+
+
+@pytest.mark.parametrize("status", [Status.running, Status.failed, Status.preempted])
+@pytest.mark.parametrize(
+    ("code", "expected", "kind"), [(-9, Status.killed, "SIGKILL"), (11, Status.failed, "exit code 11")]
+)
+def test_a_rank_that_died_without_a_word_decides_whatever_the_first_made_of_it(
+    tmp_path: Path, status: Status, code: int, expected: Status, kind: str
+) -> None:
+    folder = two_ranks(tmp_path, status, code)
+    record = settle(folder, 1)
+    assert record.failure is not None
+    assert (record.status, record.failure.kind) == (expected, kind)
+    assert record.failure.message.startswith("rank 1 ended with")
+    assert record.failure.log_tail[-1] == "last words"  # not what torch's launcher added
+    assert read_record(folder) == record
+
+
+def test_the_reason_that_the_failing_rank_recorded_becomes_that_of_the_trial(tmp_path: Path) -> None:
+    folder = two_ranks(tmp_path, Status.failed, 1)
+    own = Record("abc", "name", "label", Status.oom, failure=Failure("OutOfMemoryError", "no room"))
+    own.write(folder_of(folder, 1))
+    record = settle(folder, 1)
+    assert record.failure is not None
+    assert (record.status, record.failure.message) == (Status.oom, "no room")
+    assert [found.path for found in find_run_folders(tmp_path)] == [tmp_path]  # a rank's record is no trial
+
+
+def test_an_end_in_order_stays_what_it_is(tmp_path: Path) -> None:
+    assert settle(two_ranks(tmp_path / "completed", Status.completed, 1), 1).status is Status.completed
+    stopped = two_ranks(tmp_path / "stopped", Status.preempted, -9)
+    with stopped.log.open("a") as log:  # a later attempt, in which no rank failed
+        log.write(STARTS.format(2) + "\nstep 2\n")
+    assert first_failure(stopped, 2) is None
+    assert settle(stopped, 1).status is Status.preempted
+
+
+def test_the_launcher_of_the_ranks_that_is_killed_counts_as_killed(tmp_path: Path) -> None:
+    folder = two_ranks(tmp_path, Status.running, 1)
+    record = settle(folder, -9)
+    assert record.failure is not None
+    assert (record.status, record.failure.kind) == (Status.killed, "SIGKILL")
+
+
+def test_ranks_share_the_threads_and_have_a_minute_to_save(tmp_path: Path) -> None:
+    environment = worker_environment(4, ranks=2)
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
+    command = rank_command(RunFolder(tmp_path), 2)
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert RunFolder(tmp_path).log.read_text() == "starts 2 ranks\n"
