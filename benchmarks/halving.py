@@ -25,6 +25,7 @@ from benchmarks.harness import table, write_result
 from sft_experiments.plan.arithmetic import rung_step
 from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import read_record
 from sft_experiments.schema import EarlyStopping
 from sft_experiments.sweep.stopping_rules import RULES, Standings
@@ -56,9 +57,10 @@ class Curve:
     def look(self, share: float) -> int:
         """The index of the look where a rung is."""
         record = read_record(self.folder)
-        steps = record.plan["steps"]
+        steps = read_plan(self.folder).steps
+        assert steps is not None
         evaluated = [event["step"] for event in looks(self.folder)]
-        rung = rung_step(share, record.config["train"]["eval_steps"], steps["total_steps"], steps["warmup_steps"])
+        rung = rung_step(share, record.config["train"]["eval_steps"], steps.total_steps, steps.warmup_steps)
         return evaluated.index(rung)
 
 

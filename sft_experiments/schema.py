@@ -1,4 +1,4 @@
-"""The vocabulary: every key a user can set, its type, and one sentence about it.
+"""The vocabulary: every key a user can set, its type, one sentence about it, and what else is known (keys.py).
 
 Values live in ``conf/*.yaml`` (a default exists in exactly one place); here a field without a meaningful
 "nothing" is ``MISSING``. Enum members are lower-case because OmegaConf matches them by name.
@@ -10,6 +10,13 @@ from enum import Enum
 from typing import Any, Optional, Union
 
 from omegaconf import MISSING
+
+from sft_experiments.keys import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Counts, Range, key
+
+# Keys that are read only with some options of another key.
+FROM_FILES = ("dataset.source", ("files", "mixture"))
+FROM_HUB = ("dataset.source", ("hub", "mixture"))
+ADAPTERS = ("peft.method", ("lora", "qlora"))
 
 
 class ModelSource(str, Enum):
@@ -135,35 +142,38 @@ class SearchMethod(str, Enum):
 class RecommendedConfig:
     """Starting points and ranges for one size class (full fine-tuning; the peft group scales the learning rate)."""
 
-    learning_rate: float = MISSING
-    learning_rate_range: list[float] = MISSING  # [low, high]
-    learning_rates: list[float] = MISSING  # the default grid
-    effective_batch_size: int = MISSING
-    effective_batch_size_range: list[int] = MISSING
-    effective_batch_sizes: list[int] = MISSING  # the default grid
-    num_train_epochs: float = MISSING
-    num_train_epochs_range: list[float] = MISSING
-    warmup_ratio: float = MISSING
-    warmup_ratio_range: list[float] = MISSING
-    weight_decay: float = MISSING
-    weight_decay_range: list[float] = MISSING
-    max_grad_norm: float = MISSING
+    learning_rate: float = key(within=POSITIVE)
+    learning_rate_range: list[float] = key(within=POSITIVE)  # [low, high]
+    learning_rates: list[float] = key(within=POSITIVE)  # the default grid
+    effective_batch_size: int = key(within=COUNT)
+    effective_batch_size_range: list[int] = key(within=COUNT)
+    effective_batch_sizes: list[int] = key(within=COUNT)  # the default grid
+    num_train_epochs: float = key(within=POSITIVE)
+    num_train_epochs_range: list[float] = key(within=POSITIVE)
+    warmup_ratio: float = key(within=SHARE)
+    warmup_ratio_range: list[float] = key(within=SHARE)
+    weight_decay: float = key(within=NOT_NEGATIVE)
+    weight_decay_range: list[float] = key(within=NOT_NEGATIVE)
+    max_grad_norm: float = key(within=POSITIVE)
     scheduler: str = MISSING
 
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING  # Hub id, local folder, or the label of a model built at random
+    name: str = key(counts=Counts.content)  # Hub id, local folder, or the label of a model built at random
     source: ModelSource = MISSING
     revision: Optional[str] = None  # branch, tag or commit on the Hub; the commit is recorded
     config: dict[str, Any] = field(default_factory=dict)  # architecture when source=random (transformers config keys)
-    tokenizer: Optional[str] = None  # null: the model's own; `demo`: trained on the demo data
-    chat_template: Optional[str] = None  # null: the tokenizer's; a shipped name (chatml, ...) or a .jinja file
+    # null: the model's own; `demo`: trained on the demo data
+    tokenizer: Optional[str] = key(None, counts=Counts.content)
+    # null: the tokenizer's; a shipped name (chatml, ...) or a .jinja file
+    chat_template: Optional[str] = key(None, counts=Counts.content)
     trust_remote_code: bool = MISSING
     attn_implementation: str = MISSING  # auto, sdpa, eager, flash_attention_2, ... (auto states its reason)
-    num_parameters: Optional[float] = None  # a fact about the model, for plans; null: counted from its config
-    size_class: str = MISSING  # tiny, 1b_3b, 7b_13b or 30b_70b
-    recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
+    # a fact about the model, for plans; null: counted from its config
+    num_parameters: Optional[float] = key(None, within=POSITIVE, counts=Counts.nothing)
+    size_class: str = key(counts=Counts.nothing)  # tiny, 1b_3b, 7b_13b or 30b_70b
+    recommended: RecommendedConfig = key(factory=RecommendedConfig, counts=Counts.nothing)
 
 
 @dataclass
@@ -172,19 +182,20 @@ class SourceConfig:
 
     source: DataSource = MISSING
     format: DataFormat = MISSING
-    train_files: Any = field(default_factory=list)  # paths or glob patterns; a single string is taken as a list
-    validation_files: Any = field(default_factory=list)
-    test_files: Any = field(default_factory=list)
-    hub_id: Optional[str] = None
-    hub_config: Optional[str] = None  # the Hub's "configuration" or "subset"
-    hub_revision: Optional[str] = None
-    train_split: str = MISSING
-    validation_split: Optional[str] = None
-    test_split: Optional[str] = None
+    # paths or glob patterns; a single string is taken as a list
+    train_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)
+    validation_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)
+    test_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)
+    hub_id: Optional[str] = key(None, only_with=FROM_HUB, constant=None)
+    hub_config: Optional[str] = key(None, only_with=FROM_HUB, constant=None)  # the Hub's "configuration" or "subset"
+    hub_revision: Optional[str] = key(None, only_with=FROM_HUB, constant=None)
+    train_split: str = key(only_with=FROM_HUB, constant="train")
+    validation_split: Optional[str] = key(None, only_with=FROM_HUB, constant=None)
+    test_split: Optional[str] = key(None, only_with=FROM_HUB, constant=None)
     columns: dict[str, str] = field(default_factory=dict)  # our field -> column, e.g. {prompt: question}
     role_names: dict[str, str] = field(default_factory=dict)  # role in the data -> system, user, assistant or tool
     system_prompt: Optional[str] = None  # put before rows that have no system turn
-    weight: float = 1.0  # in a mixture: 2 takes the rows twice, 0.5 a seeded half of them
+    weight: float = key(1.0, within=NOT_NEGATIVE)  # in a mixture: 2 takes the rows twice, 0.5 a seeded half of them
 
     def __post_init__(self) -> None:
         for name in ("train_files", "validation_files", "test_files"):
@@ -194,64 +205,80 @@ class SourceConfig:
 
 @dataclass
 class DatasetConfig(SourceConfig):
-    name: str = MISSING  # label in tables
-    mixture: dict[str, Any] = field(default_factory=dict)  # for source=mixture: name -> keys of SourceConfig
-    demo: dict[str, Any] = field(default_factory=dict)  # arguments of the generated demo data
-    validation_fraction: float = MISSING  # split from train by content hash when there is no validation data
-    max_train_rows: Optional[int] = None
-    max_validation_rows: Optional[int] = None
-    max_length: int = MISSING  # tokens
-    packing: PackingStrategy = MISSING
+    name: str = key(counts=Counts.content)  # label in tables
+    # for source=mixture: name -> keys of SourceConfig
+    mixture: dict[str, Any] = key(factory=dict, only_with=("dataset.source", ("mixture",)), constant={})
+    # arguments of the generated demo data
+    demo: dict[str, Any] = key(factory=dict, only_with=("dataset.source", ("demo",)), constant={})
+    validation_fraction: float = key(within=SHARE)  # split from train by content hash when there is no validation data
+    max_train_rows: Optional[int] = key(None, within=COUNT)
+    max_validation_rows: Optional[int] = key(None, within=COUNT)
+    max_length: int = key(within=COUNT, upstream=("max_length",))  # tokens
+    packing: PackingStrategy = key(upstream=("packing", "packing_strategy", "padding_free"))
     overlong: Overlong = MISSING
-    train_on: TrainOn = MISSING
+    train_on: TrainOn = key(upstream=("assistant_only_loss", "completion_only_loss"))
     rules: dict[str, Policy] = field(default_factory=dict)  # data gate: rule -> policy (defaults in conf/dataset)
-    max_drop_fraction: float = MISSING  # more rows dropped than this: refuse
+    max_drop_fraction: float = key(within=Range(0, 1))  # more rows dropped than this: refuse
     verifiable_answers: bool = MISSING  # true: exact match of greedy answers is measured on validation prompts
 
 
 @dataclass
 class SchedulerConfig:
-    name: str = MISSING  # a transformers scheduler name
-    warmup_ratio: Optional[float] = None  # share of all optimizer steps
-    warmup_steps: Optional[int] = None  # instead of warmup_ratio
-    kwargs: dict[str, Any] = field(default_factory=dict)  # e.g. {num_cycles: 2}
+    name: str = key(upstream=("lr_scheduler_type",))  # a transformers scheduler name
+    # share of all optimizer steps
+    warmup_ratio: Optional[float] = key(
+        None, within=SHARE, upstream=("warmup_ratio",), only_with=("scheduler.warmup_steps", ("None",))
+    )
+    warmup_steps: Optional[int] = key(None, within=NOT_NEGATIVE, upstream=("warmup_steps",))  # instead of warmup_ratio
+    kwargs: dict[str, Any] = key(factory=dict, upstream=("lr_scheduler_kwargs",))  # e.g. {num_cycles: 2}
 
 
 @dataclass
 class TrainConfig:
-    learning_rate: float = MISSING
-    effective_batch_size: int = MISSING  # per device x accumulation x devices; the number that is swept
-    per_device_train_batch_size: Union[int, str] = MISSING  # auto, or a number that divides the effective batch
-    per_device_eval_batch_size: int = MISSING
-    num_train_epochs: float = MISSING
-    max_steps: Optional[int] = None  # optimizer steps; wins over num_train_epochs
-    weight_decay: float = MISSING
-    max_grad_norm: float = MISSING
-    optim: str = MISSING
-    adam_beta1: float = MISSING
-    adam_beta2: float = MISSING
-    adam_epsilon: float = MISSING
-    precision: Precision = MISSING
-    activation_checkpointing: bool = MISSING
-    logging_steps: Union[int, float] = MISSING  # below 1: a share of all steps
-    eval_steps: Union[int, float] = MISSING  # below 1: a share of all steps; checkpoints are saved at the same steps
-    eval_on_start: bool = MISSING
-    save_total_limit: int = MISSING  # newest checkpoints kept, beside the best
-    load_best_model_at_end: bool = MISSING
-    early_stopping_patience: Optional[int] = None  # evaluations without improvement
-    seed: int = MISSING
-    data_seed: int = MISSING
+    learning_rate: float = key(within=POSITIVE, upstream=("learning_rate",))
+    effective_batch_size: int = key(within=COUNT)  # per device x accumulation x devices; the number that is swept
+    # auto, or a number that divides the effective batch
+    per_device_train_batch_size: Union[int, str] = key(
+        within=COUNT, counts=Counts.nothing, upstream=("per_device_train_batch_size",)
+    )
+    per_device_eval_batch_size: int = key(within=COUNT, counts=Counts.nothing, upstream=("per_device_eval_batch_size",))
+    num_train_epochs: float = key(
+        within=POSITIVE, upstream=("num_train_epochs",), only_with=("train.max_steps", ("None",))
+    )
+    # optimizer steps; wins over num_train_epochs
+    max_steps: Optional[int] = key(None, within=COUNT, upstream=("max_steps",))
+    weight_decay: float = key(within=NOT_NEGATIVE, upstream=("weight_decay",))
+    max_grad_norm: float = key(within=POSITIVE, upstream=("max_grad_norm",))
+    optim: str = key(upstream=("optim",))
+    adam_beta1: float = key(within=SHARE, upstream=("adam_beta1",))
+    adam_beta2: float = key(within=SHARE, upstream=("adam_beta2",))
+    adam_epsilon: float = key(within=POSITIVE, upstream=("adam_epsilon",))
+    precision: Precision = key(counts=Counts.content, upstream=("bf16", "fp16"))
+    activation_checkpointing: bool = key(upstream=("activation_checkpointing", "gradient_checkpointing"))
+    # below 1: a share of all steps
+    logging_steps: Union[int, float] = key(
+        within=POSITIVE, upstream=("logging_steps", "logging_strategy", "logging_first_step")
+    )
+    # below 1: a share of all steps; checkpoints are saved at the same steps
+    eval_steps: Union[int, float] = key(within=POSITIVE, upstream=("eval_steps", "eval_strategy"))
+    eval_on_start: bool = key(upstream=("eval_on_start",))
+    # newest checkpoints kept, beside the best
+    save_total_limit: int = key(within=COUNT, upstream=("save_total_limit",))
+    load_best_model_at_end: bool = key(upstream=("load_best_model_at_end",))
+    early_stopping_patience: Optional[int] = key(None, within=COUNT)  # evaluations without improvement
+    seed: int = key(within=SEED, upstream=("seed",))
+    data_seed: int = key(within=SEED, upstream=("data_seed",))
     extra: dict[str, Any] = field(default_factory=dict)  # any other SFTConfig field
 
 
 @dataclass
 class PeftConfig:
     method: PeftMethod = MISSING
-    r: int = MISSING
-    lora_alpha: int = MISSING
-    lora_dropout: float = MISSING
-    target_modules: str = MISSING  # all-linear, or a comma-separated list of module names
-    learning_rate_factor: float = MISSING  # times the size class's recommended learning rate
+    r: int = key(within=NOT_NEGATIVE, only_with=ADAPTERS, constant=0)
+    lora_alpha: int = key(within=NOT_NEGATIVE, only_with=ADAPTERS, constant=0)
+    lora_dropout: float = key(within=SHARE, only_with=ADAPTERS, constant=0.0)
+    target_modules: str = key(only_with=ADAPTERS, constant="")  # all-linear, or a comma-separated list of module names
+    learning_rate_factor: float = key(within=POSITIVE)  # times the size class's recommended learning rate
 
 
 @dataclass
@@ -264,55 +291,62 @@ class WandbConfig:
 
 @dataclass
 class LoggerConfig:
-    trackers: list[str] = MISSING  # any of tensorboard, wandb, trackio
+    trackers: list[str] = key(upstream=("report_to",))  # any of tensorboard, wandb, trackio
     wandb: WandbConfig = field(default_factory=WandbConfig)
     project: str = MISSING  # trackio's project
-    finish_seconds: float = MISSING  # a tracker that needs longer to close is left behind, with a note in the record
+    # a tracker that needs longer to close is left behind, with a note in the record
+    finish_seconds: float = key(within=NOT_NEGATIVE)
 
 
 @dataclass
 class ComputeConfig:
     """Where a run happens. Nothing here decides its result (except the resolved precision and number of devices)."""
 
-    device: Device = MISSING
-    num_devices: int = MISSING  # devices per trial
-    threads: Optional[int] = None  # CPU threads per trial; null: the cores shared out among concurrent trials
+    device: Device = key(upstream=("use_cpu",))
+    num_devices: int = key(within=COUNT, counts=Counts.content)  # devices per trial
+    # CPU threads per trial; null: the cores shared out among concurrent trials
+    threads: Optional[int] = key(None, within=COUNT)
     isolate: bool = MISSING  # false: train inside this process, for the debugger
-    dataloader_num_workers: int = MISSING
-    fsdp: bool = MISSING  # weights, gradients and optimizer state in parts on the devices instead of whole on each
+    dataloader_num_workers: int = key(within=NOT_NEGATIVE, upstream=("dataloader_num_workers",))
+    # weights, gradients and optimizer state in parts on the devices instead of whole on each
+    fsdp: bool = key(counts=Counts.content, upstream=("fsdp",))
 
 
 @dataclass
 class SweepConfig:
     name: Optional[str] = None
     axes: dict[str, Any] = field(default_factory=dict)  # key -> list of values
-    num_seeds: int = MISSING  # replicas of each cell, seeds counted up from train.seed
-    concurrent_trials: Optional[int] = None  # null: one per GPU, or what the cores carry
-    timeout_seconds: Optional[float] = None  # per trial
-    retries: int = MISSING  # of trials whose process was killed from outside
+    num_seeds: int = key(within=COUNT)  # replicas of each cell, seeds counted up from train.seed
+    concurrent_trials: Optional[int] = key(None, within=COUNT)  # null: one per GPU, or what the cores carry
+    timeout_seconds: Optional[float] = key(None, within=POSITIVE)  # per trial
+    retries: int = key(within=NOT_NEGATIVE)  # of trials whose process was killed from outside
     retry_failed: bool = MISSING  # run recorded failures again
     fail_fast: bool = MISSING  # the first failure ends the sweep
-    keep_models: int = MISSING  # the best k trials keep their weights; -1: all
+    keep_models: int = key(within=Range(-1))  # the best k trials keep their weights; -1: all
     search: SearchMethod = MISSING
-    num_trials: int = MISSING  # of random and Bayesian search: the total, those of earlier launches included
-    search_seed: int = MISSING
-    rungs: list[float] = field(default_factory=list)  # shares of the training after which trials are compared
-    reduction_factor: float = MISSING  # of so many trials at a rung, one goes on
+    num_trials: int = key(within=COUNT)  # of random and Bayesian search: the total, those of earlier launches included
+    search_seed: int = key(within=SEED)
+    # shares of the training after which trials are compared
+    rungs: list[float] = key(factory=list, judged_in="sweep/rungs.py")
+    reduction_factor: float = key(judged_in="sweep/rungs.py")  # of so many trials at a rung, one goes on
     check: Optional[bool] = None  # run `sft check` on one cell first; null: yes, except for the demo and for relaunches
     early_stopping: Optional[EarlyStopping] = None  # of bad trials, at rungs; null: all train to the end
 
 
 @dataclass
 class ObjectiveConfig:
-    metric: str = MISSING  # eval/loss, eval/nats_per_byte, eval/mean_token_accuracy or eval/exact_match
-    direction: Direction = MISSING
+    # eval/loss, eval/nats_per_byte, eval/mean_token_accuracy or eval/exact_match
+    metric: str = key(upstream=("metric_for_best_model",))
+    direction: Direction = key(upstream=("greater_is_better",))
 
 
 @dataclass
 class GenerationConfig:
-    num_samples: int = MISSING  # prompts from the validation data answered at each evaluation
-    max_new_tokens: int = MISSING
-    exact_match_rows: int = MISSING  # validation rows scored by exact match (data sets with verifiable answers)
+    # prompts from the validation data answered at each evaluation
+    num_samples: int = key(within=NOT_NEGATIVE, counts=Counts.nothing, constant=8)
+    max_new_tokens: int = key(within=COUNT, counts=Counts.generated, constant=64)
+    # validation rows scored by exact match (data sets with verifiable answers)
+    exact_match_rows: int = key(within=NOT_NEGATIVE, counts=Counts.generated, constant=400)
 
 
 @dataclass
@@ -325,26 +359,27 @@ class HealthRuleConfig:
 @dataclass
 class MonitorConfig:
     rules: dict[str, HealthRuleConfig] = field(default_factory=dict)
-    stall_seconds: Optional[float] = None  # no optimizer step for so long: write all stacks, warn
+    stall_seconds: Optional[float] = key(None, within=POSITIVE)  # no optimizer step for so long: write all stacks, warn
     terminal: TerminalMode = MISSING
-    peak_tflops: Optional[float] = None  # of one device in the training precision, for train/mfu; null: looked up
+    # of one device in the training precision, for train/mfu; null: looked up
+    peak_tflops: Optional[float] = key(None, within=POSITIVE)
 
 
 @dataclass
 class Config:
     """One run. Composed by Hydra from conf/, checked against this class."""
 
-    name: str = MISSING  # of the run or sweep: its folder under output_dir
-    output_dir: str = MISSING
-    rerun: bool = False  # train again although a completed record exists
+    name: str = key(counts=Counts.nothing, upstream=("run_name",))  # of the run or sweep: its folder under output_dir
+    output_dir: str = key(counts=Counts.nothing, upstream=("output_dir",))
+    rerun: bool = key(False, counts=Counts.nothing)  # train again although a completed record exists
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    logger: LoggerConfig = key(factory=LoggerConfig, counts=Counts.nothing)
+    compute: ComputeConfig = key(factory=ComputeConfig, counts=Counts.nothing)
+    sweep: SweepConfig = key(factory=SweepConfig, counts=Counts.nothing)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    monitor: MonitorConfig = key(factory=MonitorConfig, counts=Counts.nothing)

@@ -7,11 +7,11 @@ from enum import Enum
 from typing import Any
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as ``{"a.b": value}``."""
-    flat = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"train": {"seed": 1}}`` as ``{"train.seed": 1}``. Lists and empty mappings are values."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

@@ -48,6 +48,6 @@ def test_the_installed_wheel_composes_and_plans_a_sweep_elsewhere(wheel: Path, t
     assert "effective_batch_size: ${model.recommended.effective_batch_size}" in run("train", "--cfg", "job")
     shown = run("plan", "sweep=lr_x_batch")
     assert "9" in shown
-    code = "import sft_experiments.compose as c; print(c.conf_dir())"
+    code = "import sft_experiments.config.hydra as c; print(c.conf_dir())"
     where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert where.stdout.strip() == str(site / "sft_experiments" / "conf")

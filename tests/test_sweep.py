@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Record, Status, read_record
 from tests.conftest import SMALL_DEMO, SWEEP_OF_FOUR
 
@@ -53,7 +54,7 @@ def test_the_terminal_shows_the_grid_the_split_and_the_ranking(swept: Path) -> N
 def test_each_trial_has_its_own_learning_rate_and_seedless_order(swept: Path) -> None:
     for (rate, batch), record in records(swept).items():
         assert record.config["train"]["learning_rate"] == rate
-        assert record.plan["batch"]["effective_batch_size"] == batch
+        assert record.config["train"]["effective_batch_size"] == batch
         assert record.sweep == swept.name
 
 
@@ -128,7 +129,7 @@ def test_other_launchers_do_the_same_work(swept: Path, run_sft, tmp_path: Path, 
 def test_a_trial_alone_equals_the_same_trial_in_the_sweep_bit_for_bit(swept: Path, run_sft, tmp_path: Path) -> None:
     in_sweep = next(folder for folder in find_run_folders(swept) if read_record(folder).axes == {
         "train.learning_rate": 2e-3, "train.effective_batch_size": 16})  # fmt: skip
-    threads = read_record(in_sweep).plan["threads"]
+    threads = read_plan(in_sweep).threads
     done = run_sft(
         tmp_path, "train", *SMALL_DEMO, "train.learning_rate=2e-3", "train.effective_batch_size=16",
         "train.max_steps=12", "logger=none", f"compute.threads={threads}",

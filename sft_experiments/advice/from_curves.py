@@ -154,8 +154,8 @@ def _gap(curves: Curves, last: Point) -> float | None:
 
 
 def _plan_steps(evidence: Evidence, name: str) -> int | None:
-    steps = evidence.run.record.plan.get("steps")
-    value = steps.get(name) if isinstance(steps, dict) else None
+    plan = evidence.run.plan
+    value = getattr(plan.steps, name, None) if plan is not None else None
     return value if isinstance(value, int) else None
 
 

@@ -29,7 +29,7 @@ def show_outlook(found: Outlook) -> None:
         _show_sweep(found, found.sweep)
         for label, choice in (("device", first.plan.device), ("precision", first.plan.precision)):
             console.print(f"  {label:<10} {choice.value} [dim]({choice.reason})[/dim]")
-        fixed = {key: entry for key, entry in first.record.plan["values"].items() if key not in found.sweep.axes}
+        fixed = {key: entry for key, entry in first.plan.values.items() if key not in found.sweep.axes}
         console.print(values_table(fixed))
         show_warnings(list(dict.fromkeys(warning for trial in some.trials for warning in trial.plan.warnings)))
     _show_data(some.facts[0])
@@ -195,8 +195,7 @@ def as_dict(found: Outlook) -> dict[str, Any]:
             "folder": str(trial.folder.path),
             "axes": trial.record.axes,
             "state": state,
-            **trial.plan.as_dict(),
-            "values": trial.record.plan["values"],
+            **trial.plan.as_json(),
             "data": None if fact is None else vars(fact),
             **item.as_dict(),
         }

@@ -13,9 +13,10 @@ from sft_experiments.config.hydra import composed
 from sft_experiments.errors import ConfigError
 from sft_experiments.files import write_text_atomically
 from sft_experiments.launch.trial import plan_run
-from sft_experiments.plan.arithmetic import StepPlan, resolve_warmup
+from sft_experiments.plan.arithmetic import resolve_warmup
 from sft_experiments.plan.data_facts import data_facts, steps_of
 from sft_experiments.plan.machine import installed
+from sft_experiments.runs.plan_file import StepPlan
 from sft_experiments.schema import Config
 from sft_experiments.terminal import console
 from sft_experiments.text import format_rate

@@ -228,7 +228,7 @@ def _choices_and_values(overrides: Sequence[str]) -> tuple[list[str], list[str]]
 def composed(arguments: Sequence[str], sweep_by_default: bool = False) -> Iterator[Composer]:
     """Compose ``arguments`` (overrides, ``-m``, ``--config-dir DIR``) as a launch would, without launching anything.
 
-    A sweep is what names one (``sweep=...``, ``-m``) or gives several values for a key. Hydra's errors come out as ours.
+    A sweep is what names one (``sweep=...``, ``-m``) or gives several values for a key. Raises our errors for Hydra's.
     """
     register()
     overrides, multirun = _split(arguments)

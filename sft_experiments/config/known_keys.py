@@ -10,64 +10,24 @@ from sft_experiments.data.gate import RULES
 from sft_experiments.errors import nearest
 from sft_experiments.monitor.health import OUTSIDE
 from sft_experiments.monitor.health import RULES as HEALTH_RULES
+from sft_experiments.runs.identity import keys
 from sft_experiments.schema import Config, HealthRuleConfig
 
-# SFTConfig field -> our key, or the reason why it cannot be set.
-OWNED = {
-    "output_dir": "output_dir",
-    "learning_rate": "train.learning_rate",
-    "per_device_train_batch_size": "train.per_device_train_batch_size",
-    "per_device_eval_batch_size": "train.per_device_eval_batch_size",
+# SFTConfig fields that no key sets as they are: what to set instead, or why they cannot be set.
+_WITHOUT_KEY = {
     "gradient_accumulation_steps": "train.effective_batch_size (the accumulation is derived)",
-    "num_train_epochs": "train.num_train_epochs",
-    "max_steps": "train.max_steps",
-    "weight_decay": "train.weight_decay",
-    "max_grad_norm": "train.max_grad_norm",
-    "optim": "train.optim",
-    "adam_beta1": "train.adam_beta1",
-    "adam_beta2": "train.adam_beta2",
-    "adam_epsilon": "train.adam_epsilon",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-    "activation_checkpointing": "train.activation_checkpointing",
-    "gradient_checkpointing": "train.activation_checkpointing",
-    "logging_steps": "train.logging_steps",
-    "logging_strategy": "train.logging_steps",
-    "logging_first_step": "train.logging_steps",
-    "logging_nan_inf_filter": "nothing: it would hide a diverged run",
-    "eval_steps": "train.eval_steps",
-    "eval_strategy": "train.eval_steps",
-    "eval_on_start": "train.eval_on_start",
+    "auto_find_batch_size": "train.effective_batch_size (it would change the effective batch)",
     "save_steps": "train.eval_steps (checkpoints are saved at evaluations)",
     "save_strategy": "train.eval_steps (checkpoints are saved at evaluations)",
-    "save_total_limit": "train.save_total_limit",
-    "load_best_model_at_end": "train.load_best_model_at_end",
-    "metric_for_best_model": "objective.metric",
-    "greater_is_better": "objective.direction",
-    "seed": "train.seed",
-    "data_seed": "train.data_seed",
-    "lr_scheduler_type": "scheduler.name",
-    "lr_scheduler_kwargs": "scheduler.kwargs",
-    "warmup_steps": "scheduler.warmup_steps",
-    "warmup_ratio": "scheduler.warmup_ratio",
-    "report_to": "logger.trackers",
-    "run_name": "name",
-    "max_length": "dataset.max_length",
-    "packing": "dataset.packing",
-    "packing_strategy": "dataset.packing",
-    "padding_free": "dataset.packing",
-    "assistant_only_loss": "dataset.train_on",
-    "completion_only_loss": "dataset.train_on",
-    "dataset_kwargs": "the dataset group (data are prepared before the trainer sees them)",
-    "use_cpu": "compute.device",
-    "fsdp": "compute.fsdp",
     "fsdp_config": "compute.fsdp (layer by layer, whole weights in the checkpoint)",
-    "dataloader_num_workers": "compute.dataloader_num_workers",
+    "dataset_kwargs": "the dataset group (data are prepared before the trainer sees them)",
     "hub_token": "the environment variable HF_TOKEN (a token here would be written to the run folder)",
+    "logging_nan_inf_filter": "nothing: it would hide a diverged run",
     "push_to_hub": "nothing: a finished run is exported by hand",
-    "auto_find_batch_size": "train.effective_batch_size (it would change the effective batch)",
     "resume_from_checkpoint": "nothing: runs resume by themselves",
 }
+# SFTConfig field -> our key, or what else to do.
+OWNED = {upstream: name for name, known in keys().items() for upstream in known.upstream} | _WITHOUT_KEY
 
 KNOWN_KEYS: dict[str, tuple[str, ...]] = {
     "dataset.columns": FIELDS,
@@ -84,8 +44,8 @@ def unknown_keys(config: Config) -> Iterator[str]:
     """One line for each key of the data set's mappings that means nothing (monitor/health.py checks its rules)."""
     dataset = config.dataset
     given = {"dataset.columns": [*dataset.columns], "dataset.rules": [*dataset.rules], "dataset.demo": [*dataset.demo]}
-    for mapping, keys in given.items():
-        for key in sorted(set(keys) - set(KNOWN_KEYS[mapping])):
+    for mapping, names in given.items():
+        for key in sorted(set(names) - set(KNOWN_KEYS[mapping])):
             yield f"{mapping}.{key}: no such key{known_hint(f'{mapping}.{key}')}"
 
 

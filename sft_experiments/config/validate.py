@@ -1,10 +1,9 @@
 """Contradictions between settings, found before anything is spent. Every mistake is collected and shown at once."""
 
 import ast
-import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,33 +14,25 @@ from sft_experiments.data.demo import SKILLS
 from sft_experiments.data.formats import FIELDS
 from sft_experiments.data.sources import has_validation, sources_of
 from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
+from sft_experiments.keys import POSITIVE, SEED, Range
 from sft_experiments.monitor.health import check_rules
 from sft_experiments.monitor.trackers.register import check_names
 from sft_experiments.plan.arithmetic import resolve_interval
 from sft_experiments.plan.data_facts import data_facts, steps_of
 from sft_experiments.plan.machine import installed
+from sft_experiments.runs.identity import key_of
+from sft_experiments.runs.metrics import EXACT_MATCH, objectives
 from sft_experiments.schema import (
     Config,
     DataFormat,
     DatasetConfig,
     DataSource,
-    Direction,
     ModelSource,
     PackingStrategy,
     PeftMethod,
     Precision,
     TrainOn,
 )
-
-EXACT_MATCH = "eval/exact_match"
-# What an evaluation measures and which way is better (docs/metrics.md).
-OBJECTIVES = {
-    "eval/loss": Direction.minimize,
-    "eval/nats_per_byte": Direction.minimize,
-    "eval/mean_token_accuracy": Direction.maximize,
-    EXACT_MATCH: Direction.maximize,
-}
-
 
 ATTENTION = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", "sft_packed"]
 
@@ -116,7 +107,7 @@ def _cadence(config: Config) -> Iterator[str]:
     for key in ("train.logging_steps", "train.eval_steps"):
         value = getattr(config.train, key.removeprefix("train."))
         try:
-            if value in RANGES[key]:
+            if value in POSITIVE:
                 resolve_interval(key, value, total_steps=1)
         except ConfigError as error:
             yield str(error)
@@ -175,14 +166,15 @@ def _objective(config: Config) -> Iterator[str]:
     skills = [
         f"{EXACT_MATCH}/{skill}" for skill in (SKILLS if is_demo else ["<skill>"])
     ]  # of other data, any may exist
-    known = [*OBJECTIVES, *skills]
+    allowed = objectives()
+    known = [*allowed, *skills]
     of_skill = metric in skills if is_demo else metric.startswith(f"{EXACT_MATCH}/")
     name = EXACT_MATCH if of_skill else metric
-    if name not in OBJECTIVES:
+    if name not in allowed:
         yield f"objective.metric={metric}: not measured{nearest(metric, known)}; allowed: {', '.join(known)}"
         return
-    if direction is not OBJECTIVES[name]:
-        yield f"objective.metric={metric} needs objective.direction={OBJECTIVES[name].value}"
+    if direction is not allowed[name]:
+        yield f"objective.metric={metric} needs objective.direction={allowed[name].value}"
     if name == EXACT_MATCH and not config.dataset.verifiable_answers:
         yield f"objective.metric={metric} is measured only with dataset.verifiable_answers=true"
     if name == EXACT_MATCH and config.generation.exact_match_rows == 0:
@@ -262,106 +254,12 @@ def _annotated(file: Path, class_name: str) -> list[str]:
     ]
 
 
-INFINITE = math.inf
-LARGEST_SEED = 2**32 - 1  # numpy's
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers from ``low`` to ``high``, both allowed unless ``above_low`` or ``below_high`` says otherwise."""
-
-    low: float
-    high: float = INFINITE
-    above_low: bool = False
-    below_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        """NaN and infinity are in no range."""
-        above = self.low < value if self.above_low else self.low <= value
-        below = value < self.high if self.below_high or self.high == INFINITE else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        low = f"a number above {self.low:g}" if self.above_low else f"at least {self.low:g}"
-        if self.high == INFINITE:
-            return low
-        return f"{low} and {'below' if self.below_high else 'at most'} {self.high:.10g}"
-
-
-POSITIVE = Range(0, above_low=True)
-NOT_NEGATIVE = Range(0)
-COUNT = Range(1)
-SHARE = Range(0, 1, below_high=True)  # 1 is never meant
-SEED = Range(0, LARGEST_SEED)
-ONE_PER_SKILL = Range(len(SKILLS))
-RANGES: dict[str, Range] = {
-    "model.num_parameters": POSITIVE,
-    "model.recommended.learning_rate": POSITIVE,
-    "model.recommended.learning_rate_range": POSITIVE,
-    "model.recommended.learning_rates": POSITIVE,
-    "model.recommended.effective_batch_size": COUNT,
-    "model.recommended.effective_batch_size_range": COUNT,
-    "model.recommended.effective_batch_sizes": COUNT,
-    "model.recommended.num_train_epochs": POSITIVE,
-    "model.recommended.num_train_epochs_range": POSITIVE,
-    "model.recommended.warmup_ratio": SHARE,
-    "model.recommended.warmup_ratio_range": SHARE,
-    "model.recommended.weight_decay": NOT_NEGATIVE,
-    "model.recommended.weight_decay_range": NOT_NEGATIVE,
-    "model.recommended.max_grad_norm": POSITIVE,
-    "dataset.weight": NOT_NEGATIVE,
-    "dataset.demo.num_train": ONE_PER_SKILL,
-    "dataset.demo.num_validation": ONE_PER_SKILL,
+# Numbers of the mapping that the schema cannot name.
+_OF_THE_DEMO = {
+    "dataset.demo.num_train": Range(len(SKILLS)),  # one per skill
+    "dataset.demo.num_validation": Range(len(SKILLS)),
     "dataset.demo.seed": SEED,
-    "dataset.validation_fraction": SHARE,
-    "dataset.max_train_rows": COUNT,
-    "dataset.max_validation_rows": COUNT,
-    "dataset.max_length": COUNT,
-    "dataset.max_drop_fraction": Range(0, 1),
-    "scheduler.warmup_ratio": SHARE,
-    "scheduler.warmup_steps": NOT_NEGATIVE,
-    "train.learning_rate": POSITIVE,
-    "train.effective_batch_size": COUNT,
-    "train.per_device_train_batch_size": COUNT,
-    "train.per_device_eval_batch_size": COUNT,
-    "train.num_train_epochs": POSITIVE,
-    "train.max_steps": COUNT,
-    "train.weight_decay": NOT_NEGATIVE,
-    "train.max_grad_norm": POSITIVE,
-    "train.adam_beta1": SHARE,
-    "train.adam_beta2": SHARE,
-    "train.adam_epsilon": POSITIVE,
-    "train.logging_steps": POSITIVE,
-    "train.eval_steps": POSITIVE,
-    "train.save_total_limit": COUNT,
-    "train.early_stopping_patience": COUNT,
-    "train.seed": SEED,
-    "train.data_seed": SEED,
-    "peft.r": NOT_NEGATIVE,
-    "peft.lora_alpha": NOT_NEGATIVE,
-    "peft.lora_dropout": SHARE,
-    "peft.learning_rate_factor": POSITIVE,
-    "logger.finish_seconds": NOT_NEGATIVE,
-    "compute.num_devices": COUNT,
-    "compute.threads": COUNT,
-    "compute.dataloader_num_workers": NOT_NEGATIVE,
-    "sweep.num_seeds": COUNT,
-    "sweep.concurrent_trials": COUNT,
-    "sweep.timeout_seconds": POSITIVE,
-    "sweep.retries": NOT_NEGATIVE,
-    "sweep.keep_models": Range(-1),
-    "sweep.num_trials": COUNT,
-    "sweep.search_seed": SEED,
-    "generation.num_samples": NOT_NEGATIVE,
-    "generation.max_new_tokens": COUNT,
-    "generation.exact_match_rows": NOT_NEGATIVE,
-    "monitor.stall_seconds": POSITIVE,
-    "monitor.peak_tflops": POSITIVE,
 }
-
-
-# Numbers with a check of their own, because their order or their company decides too.
-ELSEWHERE = {"sweep.rungs": "sweep/stoppable.py", "sweep.reduction_factor": "sweep/stoppable.py"}
 
 
 def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:
@@ -379,7 +277,7 @@ def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:
 
 def outside(key: str, value: Any, shown: str = "") -> Iterator[str]:
     """A line when a number, or one of a list, is not what the table allows. ``shown``: the key to name instead."""
-    allowed = RANGES.get(key)
+    allowed = _OF_THE_DEMO.get(key) or key_of(key).within
     numbers = value if isinstance(value, list) else [value]
     if allowed and any(isinstance(number, (int, float)) and number not in allowed for number in numbers):
         yield f"{shown or key}={value}: must be {allowed}"

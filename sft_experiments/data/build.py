@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data.encode import Encoded, Encoder, build_table, fit_rows
+from sft_experiments.data.encode import Encoded, Encoder, build_table, fit_rows, write_table
 from sft_experiments.data.formats import Conversation, Prompt, RowFault
 from sft_experiments.data.gate import Gate, check_conversation, control_token_pattern
 from sft_experiments.data.proof import MaskProof
 from sft_experiments.data.report import DataReport, SplitReport
 from sft_experiments.data.sources import SPLITS, Rows, apply_weights, load_rows
-from sft_experiments.data.store import write_table
 from sft_experiments.errors import DataError
 from sft_experiments.files import write_json_atomically
 from sft_experiments.schema import DatasetConfig, PackingStrategy, TrainOn

@@ -5,8 +5,10 @@ Labels are aligned with ``input_ids`` (the shift by one happens in the loss); -1
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional, Union
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -234,3 +236,14 @@ def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
 
 def _lists(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def write_table(table: pa.Table, file: Path) -> None:
+    """The rows as an Arrow stream, the format that ``datasets`` memory-maps."""
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_table(file: Path) -> Optional[datasets.Dataset]:
+    """The memory-mapped rows, or None when the split does not exist."""
+    return datasets.Dataset.from_file(str(file)) if file.exists() else None

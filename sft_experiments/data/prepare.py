@@ -10,6 +10,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from sft_experiments.data.build import build_prepared
+from sft_experiments.data.encode import read_table
 from sft_experiments.data.formats import Prompt
 from sft_experiments.data.report import DataReport, report_from_json
 from sft_experiments.data.sources import SPLITS, pin_revisions
@@ -20,7 +21,6 @@ from sft_experiments.data.store import (
     default_cache_dir,
     get_or_build,
     preparation_settings,
-    read_table,
     remember_plan,
 )
 from sft_experiments.errors import DataError

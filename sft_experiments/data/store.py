@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
-import datasets
-import pyarrow as pa
+from filelock import FileLock
 
 from sft_experiments.data.demo import GENERATOR_VERSION
 from sft_experiments.data.read import resolve_files
@@ -64,8 +63,6 @@ def get_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> tu
     One process builds, the others wait for its lock and read the result. Raises ``DataError`` when the cache folder
     cannot be written.
     """
-    from filelock import FileLock
-
     folder = prepared_folder(cache_dir)
     entry = CacheEntry(folder / key)
     if _is_usable(entry):
@@ -100,21 +97,6 @@ def _build_into(entry: CacheEntry, build: Callable[[Path], None]) -> None:
         temporary.replace(entry.path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_table(table: "pa.Table", file: Path) -> None:
-    """The rows as an Arrow stream, the format that ``datasets`` memory-maps."""
-    import pyarrow as pa
-
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def read_table(file: Path) -> "Optional[datasets.Dataset]":
-    """The memory-mapped rows, or None when the split does not exist."""
-    import datasets
-
-    return datasets.Dataset.from_file(str(file)) if file.exists() else None
 
 
 def list_entries(cache_dir: Optional[Path] = None) -> list[CacheEntry]:

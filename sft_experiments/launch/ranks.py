@@ -12,7 +12,7 @@ from typing import Optional
 
 from sft_experiments.files import is_held
 from sft_experiments.runs.folder import RunFolder, folder_of
-from sft_experiments.runs.record import Record
+from sft_experiments.runs.plan_file import find_plan
 
 WORKER = "sft_experiments.training.worker"
 STARTS = "starts {} ranks"
@@ -24,8 +24,10 @@ ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?rank *: (\d+)
 TELLS = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/", re.MULTILINE)
 
 
-def num_ranks(record: Record) -> int:
-    return int(record.plan.get("batch", {}).get("num_devices", 1))
+def num_ranks(folder: RunFolder) -> int:
+    """How many processes train a run folder together, as it was planned."""
+    plan = find_plan(folder)
+    return plan.batch.num_devices if plan is not None else 1
 
 
 def rank_command(folder: RunFolder, ranks: int) -> list[str]:

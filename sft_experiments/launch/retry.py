@@ -6,25 +6,23 @@ What did not fit is remembered in the records: trials of the same shape start wi
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.launch.ranks import num_ranks
 from sft_experiments.launch.trial import Trial
-from sft_experiments.plan.arithmetic import BatchPlan
+from sft_experiments.plan.arithmetic import halved
 from sft_experiments.runs.folder import find_run_folders
+from sft_experiments.runs.plan_file import BatchPlan, Plan, read_plan
 from sft_experiments.runs.record import Record, Status, read_record
 from sft_experiments.schema import PeftMethod
-
-LARGEST = "largest_batch"  # in plan.json: the per-device batch that was left when a larger one had not fitted
 
 
 def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
     """The same trial with about half the per-device batch after it ran out of memory; None when there is none."""
-    batch = trial.plan.batch.halved() if record.status is Status.oom else None
+    batch = halved(trial.plan.batch) if record.status is Status.oom else None
     if batch is None:
         return None
     before = trial.plan.batch
@@ -38,16 +36,15 @@ def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
 
 def with_batch(trial: Trial, batch: BatchPlan, note: str) -> Trial:
     """The trial with another split of the same effective batch, in its plan and its record."""
-    plan = replace(trial.plan, batch=batch)
-    described = {**trial.record.plan, **plan.as_dict(), LARGEST: batch.per_device_train_batch_size}
-    record = replace(trial.record, plan=described, notes=[*trial.record.notes, note])
+    plan = replace(trial.plan, batch=batch, largest_batch=batch.per_device_train_batch_size)
+    record = replace(trial.record, notes=[*trial.record.notes, note])
     return replace(trial, plan=plan, record=record)
 
 
 def limited(trial: Trial, limit: int) -> Trial:
     """The trial with its per-device batch halved until it is at most ``limit``."""
     batch = trial.plan.batch
-    while batch.per_device_train_batch_size > limit and (smaller := batch.halved()) is not None:
+    while batch.per_device_train_batch_size > limit and (smaller := halved(batch)) is not None:
         batch = smaller
     if batch is trial.plan.batch:
         return trial
@@ -56,7 +53,7 @@ def limited(trial: Trial, limit: int) -> Trial:
 
 def same_shape(one: Trial, other: Trial) -> bool:
     """Whether two trials need the same memory per example."""
-    return _shape(one.record) == _shape(other.record)
+    return _shape(one.record.config, one.plan) == _shape(other.record.config, other.plan)
 
 
 def recall(trials: Sequence[Trial]) -> list[Trial]:
@@ -69,7 +66,9 @@ def recall(trials: Sequence[Trial]) -> list[Trial]:
     if not limits:
         return list(trials)
     return [
-        trial if trial.config.rerun else limited(trial, limits.get(_shape(trial.record), sys.maxsize))
+        trial
+        if trial.config.rerun
+        else limited(trial, limits.get(_shape(trial.record.config, trial.plan), sys.maxsize))
         for trial in trials
     ]
 
@@ -78,16 +77,15 @@ def _learnt(root: Path) -> Iterator[tuple[str, int]]:
     """Shapes whose batch had to be halved, with what was left. A record that cannot be read tells nothing."""
     for folder in find_run_folders(root) if root.is_dir() else []:
         try:
-            record = read_record(folder)
+            record, plan = read_record(folder), read_plan(folder)
         except RunFolderError:
             continue
-        if LARGEST in record.plan:
-            yield _shape(record), record.plan[LARGEST]
+        if plan.largest_batch is not None:
+            yield _shape(record.config, plan), plan.largest_batch
 
 
-def _shape(record: Record) -> str:
+def _shape(config: dict[str, Any], plan: Plan) -> str:
     """All that decides what an example needs, and what there is: settings, number format and devices."""
-    config, plan = record.config, record.plan
     groups = {
         "model": ("name", "config", "attn_implementation"),
         "dataset": ("max_length", "packing"),
@@ -95,7 +93,7 @@ def _shape(record: Record) -> str:
         "train": ("optim", "activation_checkpointing"),
     }
     settings = [config.get(group, {}).get(key) for group, keys in groups.items() for key in keys]
-    return json.dumps([settings, plan["precision"]["value"], plan["device"], num_ranks(record)], sort_keys=True)
+    return json.dumps([settings, plan.precision.value, asdict(plan.device), plan.batch.num_devices], sort_keys=True)
 
 
 def advise_on_memory(trial: Trial, record: Record) -> None:

@@ -12,15 +12,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Optional
 
-from sft_experiments.errors import RunFolderError, TrainingFailed
+from sft_experiments.errors import RunFolderError
 from sft_experiments.files import is_held
 from sft_experiments.launch.ranks import ENVIRONMENT, WORKER, await_ranks, rank_command
 from sft_experiments.launch.retry import advise_on_memory, recall, smaller_batch
-from sft_experiments.launch.settle import settle
+from sft_experiments.launch.settle import raise_for_failure, settle
 from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.machine import check_sharding, first_gpus
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder
-from sft_experiments.runs.record import Record, Status, read_record, utc_now
+from sft_experiments.runs.record import Record, Status, read_record
 
 OF_THIS_PROCESS = ("WANDB_SERVICE",)  # W&B's service of an open run: it works in our folder and ends with us
 
@@ -89,7 +89,7 @@ def _record_ctrl_c(folder: RunFolder, ranks: int) -> None:
         await_ranks(folder, ranks)
     record = read_record(folder)
     if record.status in {Status.pending, Status.running}:
-        record.status, record.finished_at = Status.preempted, utc_now()
+        record.stop()
         record.write(folder)
 
 
@@ -105,16 +105,6 @@ def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
     }
     inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_PROCESS}
     return {**inherited, **ours}
-
-
-def raise_for_failure(record: Record, code: int = 1) -> Record:
-    """The record of a completed trial; ``TrainingFailed`` with the worker's exit code for any other."""
-    if record.status is Status.completed:
-        return record
-    reason = record.failure.message if record.failure else "stopped; the same command goes on where it was"
-    error = TrainingFailed(reason, record.status.value)
-    error.exit_code = code if code > 0 else error.exit_code
-    raise error
 
 
 PRELOAD = "sft_experiments.launch.preload"

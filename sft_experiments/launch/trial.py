@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,16 +13,16 @@ from sft_experiments.config.load import to_config, to_plain, write_config
 from sft_experiments.config.origin import values_with_origin
 from sft_experiments.config.validate import check_config, check_warmup
 from sft_experiments.data.store import HashMemory, dataset_fingerprint, default_cache_dir
-from sft_experiments.files import write_json_atomically
 from sft_experiments.models.source import model_config_file
-from sft_experiments.plan.arithmetic import Plan
 from sft_experiments.plan.derive import build_plan
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.identity import deciding
+from sft_experiments.runs.plan_file import Plan, write_plan
 from sft_experiments.runs.record import Record, Status, read_record, utc_now
 from sft_experiments.schema import Config, ModelConfig, ModelSource
 from sft_experiments.secrets import redact, redact_text
 from sft_experiments.text import format_value
-from sft_experiments.values import digest, without
+from sft_experiments.values import digest
 
 LONGEST_LABEL = 80  # characters of a folder name
 SUPERSEDED = ".superseded"
@@ -49,7 +49,7 @@ class Trial:
             self.record.timings = earlier.timings
             self.record.notes = list(dict.fromkeys([*earlier.notes, *self.record.notes]))
         write_config(self.folder, self.record.config)
-        write_json_atomically(self.folder.plan, self.record.plan)
+        write_plan(self.folder, self.plan)
         self.record.write(self.folder)
 
     def start_over(self) -> None:
@@ -79,8 +79,8 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
     check_warmup(config)
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
-    identity = trial_id(config, plan.precision.value, content)
-    origins = values_with_origin(composed, config, request)
+    identity, earlier = (trial_id(config, plan.precision.value, content, before) for before in (False, True))
+    plan = replace(plan, values=values_with_origin(composed, config, request))
     label = label_of(request.axes)
     record = Record(
         trial_id=identity,
@@ -93,13 +93,12 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
         sweep=request.root.name if request.root else None,
         command=redact_text(reproduce_command(request)),
         config=redact(to_plain(config)),
-        plan={"trial_id": identity, **plan.as_dict(), "values": origins},
         objective_metric=config.objective.metric,
         objective_direction=config.objective.direction.value,
         fingerprints=content,
     )
     root = request.root or Path(config.output_dir) / folder_name(config.name)
-    return Trial(config, plan, record, trial_folder(root, label, identity))
+    return Trial(config, plan, record, trial_folder(root, label, identity, earlier))
 
 
 def plan_run(composer: Composer) -> Trial:
@@ -107,9 +106,10 @@ def plan_run(composer: Composer) -> Trial:
     return plan_trial(composer.master, composer.request())
 
 
-def trial_folder(root: Path, label: str, identity: str) -> RunFolder:
-    """The folder of a trial: an existing one with this id whatever its label, else ``<label>-<id>``."""
-    existing = sorted(root.glob(f"*{identity}")) if root.is_dir() else []
+def trial_folder(root: Path, label: str, identity: str, earlier: Optional[str] = None) -> RunFolder:
+    """The folder of a trial: an existing one with this id, or its earlier one, whatever its label, else a new one."""
+    known = [one for one in (identity, earlier) if one is not None]
+    existing = [path for one in known for path in sorted(root.glob(f"*{one}"))] if root.is_dir() else []
     if existing:
         return RunFolder(existing[0])
     name = folder_name(label)[:LONGEST_LABEL]
@@ -134,32 +134,6 @@ def reproduce_command(request: Request) -> str:
 
 
 ID_LENGTH = 12
-# Names, places, watching and bookkeeping do not change what is learned. The per-device batch does not either:
-# the effective batch does (tests/training shows equal losses for every split of it).
-NOT_IDENTITY = (
-    "name",
-    "output_dir",
-    "rerun",
-    "logger",
-    "monitor",
-    "compute",
-    "sweep",
-    "model.name",
-    "model.tokenizer",
-    "model.chat_template",
-    "model.size_class",
-    "model.recommended",
-    "model.num_parameters",
-    "dataset.name",
-    "dataset.train_files",
-    "dataset.validation_files",
-    "dataset.test_files",
-    "train.per_device_train_batch_size",
-    "train.per_device_eval_batch_size",
-    "train.precision",
-)
-
-
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer*", "chat_template*")
 
 
@@ -196,19 +170,13 @@ def model_fingerprint(model: ModelConfig, memory: HashMemory) -> str:
     return f"{model.name}@{commit}"
 
 
-def deciding_values(config: Config) -> dict[str, Any]:
-    """The resolved values that decide the result, nested as in the config."""
-    values = without(to_plain(config), NOT_IDENTITY)
-    for name in values["dataset"]["mixture"]:
-        files = ("train_files", "validation_files", "test_files")
-        values["dataset"]["mixture"][name] = without(values["dataset"]["mixture"][name], files)
-    return values
+def trial_id(config: Config, precision: str, content: dict[str, str], all_are_read: bool = False) -> str:
+    """The id of a trial: deciding values, precision and number of devices as resolved, data and model content.
 
-
-def trial_id(config: Config, precision: str, content: dict[str, str]) -> str:
-    """The id of a trial: deciding values, precision and number of devices as resolved, data and model content."""
+    ``all_are_read``: the id that 0.1.0 gave it, by which its folder may be found.
+    """
     payload = {
-        "values": deciding_values(config),
+        "values": deciding(to_plain(config), all_are_read),
         "precision": precision,
         "num_devices": config.compute.num_devices,
         "content": content,

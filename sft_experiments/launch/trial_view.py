@@ -16,7 +16,7 @@ from sft_experiments.text import format_score, format_value
 
 def show_plan(trial: Trial) -> None:
     """The plan of one run: where it goes, what was derived, where each value comes from, what is unusual."""
-    batch, plan = trial.plan.batch, trial.record.plan
+    batch = trial.plan.batch
     console.print(f"[bold]{trial.config.name}[/bold]  trial {trial.id}  [dim]{trial.folder.path}[/dim]")
     console.print(
         f"  batch      {batch.per_device_train_batch_size} per device x {batch.gradient_accumulation_steps}"
@@ -24,7 +24,7 @@ def show_plan(trial: Trial) -> None:
     )
     console.print(f"  device     {trial.plan.device.value} [dim]({trial.plan.device.reason})[/dim]")
     console.print(f"  precision  {trial.plan.precision.value} [dim]({trial.plan.precision.reason})[/dim]")
-    console.print(values_table(plan["values"]))
+    console.print(values_table(trial.plan.values))
     show_warnings(trial.plan.warnings)
 
 

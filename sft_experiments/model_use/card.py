@@ -6,12 +6,13 @@ from typing import Any
 
 from sft_experiments.errors import RunFolderError
 from sft_experiments.files import read_json
-from sft_experiments.results.collect import flatten
 from sft_experiments.results.curves import read_curves
 from sft_experiments.results.text_formats import markdown_table
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import find_plan
 from sft_experiments.runs.record import Record
 from sft_experiments.text import format_count, format_score, format_seconds, format_value
+from sft_experiments.values import flatten
 
 MOST_EVALUATIONS = 25  # rows of the table of curves
 
@@ -25,7 +26,7 @@ def model_card(folder: RunFolder, record: Record, base_model: str | None, report
         "## Results\n\n" + _results(record),
         "## Curves\n\n" + _curves(folder),
         "## Data\n\n" + _data(folder, record),
-        "## Training\n\n" + _training(record),
+        "## Training\n\n" + _training(folder, record),
         "## Use\n\n" + _USE,
         "## All settings\n\n" + _settings(record),
     ]
@@ -93,16 +94,16 @@ def _data(folder: RunFolder, record: Record) -> str:
     return "\n".join(lines)
 
 
-def _training(record: Record) -> str:
-    plan, environment = record.plan, record.environment
+def _training(folder: RunFolder, record: Record) -> str:
+    plan, environment = find_plan(folder), record.environment
     versions = environment.get("versions", {})
     facts = {
         "reproduce": f"`{record.command}`" if record.command else None,
-        "steps": plan.get("steps", {}).get("total_steps"),
+        "steps": plan.steps.total_steps if plan and plan.steps else None,
         "tokens": format_count(record.metrics.get("tokens")),
         "time": format_seconds(record.timings.get("train")),
         "device": environment.get("device"),
-        "precision": plan.get("precision", {}).get("value"),
+        "precision": plan.precision.value if plan else None,
         "versions": ", ".join(
             f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if name in versions
         ),
@@ -112,5 +113,5 @@ def _training(record: Record) -> str:
 
 
 def _settings(record: Record) -> str:
-    rows = [[f"`{key}`", format_value(value)] for key, value in flatten(record.config)]
+    rows = [[f"`{key}`", format_value(value)] for key, value in flatten(record.config).items()]
     return markdown_table(["key", "value"], rows, [False, False])

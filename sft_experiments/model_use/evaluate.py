@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from transformers.trainer_callback import PrinterCallback
 
 from sft_experiments.config.recorded import recorded_run
 from sft_experiments.data.prepare import PreparedData, prepare_data
@@ -19,10 +19,11 @@ from sft_experiments.monitor.measure import measured
 from sft_experiments.plan.arithmetic import plan_steps
 from sft_experiments.runs.events import Sample
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.schema import DataSource, PackingStrategy, Policy
+from sft_experiments.runs.plan_file import Choice
+from sft_experiments.schema import DataSource, PackingStrategy, PeftMethod, Policy
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.generate import AnswerValidationPrompts
-from sft_experiments.training.trainer import ExperimentTrainer
+from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
 
 _NOT_RESULTS = {"eval/seconds", "eval/model_preparation_time"}
 
@@ -72,21 +73,16 @@ def evaluate_only(dataset: DictConfig) -> None:
     dataset.rules = {**dataset.rules, "overlapping_prompt": Policy.ignore}
 
 
-def _trainer(
-    trial: Trial, model: object, tokenizer: object, data: PreparedData, scratch: RunFolder
-) -> ExperimentTrainer:
+def _trainer(trial: Trial, model: Any, tokenizer: Any, data: PreparedData, scratch: RunFolder) -> ExperimentTrainer:
     """The training's own trainer, which only evaluates here."""
-    plan = {**trial.record.plan, "attention": {"value": "sdpa", "reason": "nothing is packed"}}
     steps = plan_steps(len(data.train), trial.config.train.effective_batch_size, 1)
-    config = replace(trial.config, logger=replace(trial.config.logger, trackers=[]))
-    arguments = training_arguments(config, plan, trial.plan.batch, steps, scratch, resumes=True)
-    arguments.packing = False
-    trainer = ExperimentTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data.validation,
-        eval_dataset=data.validation,
-        processing_class=tokenizer,
+    plan = replace(trial.plan, steps=steps, attention=Choice("sdpa", "nothing is packed"))
+    # Neither trackers nor an adapter of its own: the model comes as it was saved.
+    config = replace(
+        trial.config,
+        logger=replace(trial.config.logger, trackers=[]),
+        peft=replace(trial.config.peft, method=PeftMethod.none),
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    arguments = training_arguments(config, plan, scratch, resumes=True)
+    arguments.packing = False
+    return build_trainer(config, model, tokenizer, arguments, (data.validation, data.validation))

@@ -4,45 +4,21 @@ effective batch = per-device batch x gradient accumulation steps x number of dev
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.plan.machine import Choice
+from sft_experiments.runs.plan_file import BatchPlan, StepPlan
 
 AUTO = "auto"
 # Without a memory estimate, `auto` stops here: larger micro-batches gain little speed on any device we know.
 LARGEST_AUTO_BATCH = 64
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How one optimizer step's examples are spread over devices and micro-batches."""
-
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    num_devices: int
-
-    @property
-    def effective_batch_size(self) -> int:
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_devices
-
-    def halved(self) -> Optional["BatchPlan"]:
-        """The same effective batch with a smaller per-device batch (its next smaller divisor); None at 1."""
-        per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        smaller = [size for size in divisors(per_step) if size <= self.per_device_train_batch_size // 2]
-        return BatchPlan(smaller[-1], per_step // smaller[-1], self.num_devices) if smaller else None
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """How many optimizer steps a run takes."""
-
-    sequences: int  # rows, or packs when the data are packed
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    last_group_examples: int  # examples in the last step of an epoch; equal to the effective batch when it is full
+def halved(batch: BatchPlan) -> Optional[BatchPlan]:
+    """The same effective batch with a smaller per-device batch (its next smaller divisor); None at 1."""
+    per_step = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    smaller = [size for size in divisors(per_step) if size <= batch.per_device_train_batch_size // 2]
+    return BatchPlan(smaller[-1], per_step // smaller[-1], batch.num_devices) if smaller else None
 
 
 def divisors(number: int) -> list[int]:
@@ -153,44 +129,11 @@ def rung_step(share: float, eval_steps: Union[int, float], total_steps: int, war
     return next((step for step in evaluation_steps(eval_steps, total_steps) if step >= earliest), total_steps)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The derived half of a run. Steps are known once the data have been prepared."""
-
-    batch: BatchPlan
-    device: Choice
-    precision: Choice
-    threads: int
-    warnings: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "batch": {"effective_batch_size": self.batch.effective_batch_size, **asdict(self.batch)},
-            "device": asdict(self.device),
-            "precision": asdict(self.precision),
-            "threads": self.threads,
-            "warnings": self.warnings,
-        }
-
-
-def steps_as_dict(steps: StepPlan, batch: BatchPlan, tokens: int, documents: int) -> dict[str, Any]:
-    """The part of plan.json that needs data facts. ``tokens`` and ``documents`` are those of one epoch."""
-    per_sequence = tokens / max(1, steps.sequences)
-    return {
-        **asdict(steps),
-        "examples_per_step": round(documents / max(1, steps.sequences) * batch.effective_batch_size, 1),
-        "tokens_per_step": round(per_sequence * batch.effective_batch_size),
-        "tokens_per_epoch": tokens,
-        "documents": documents,
-        "last_group_is_partial": steps.last_group_examples < batch.effective_batch_size,
-    }
-
-
-def steps_line(steps: dict[str, Any]) -> str:
+def steps_line(steps: StepPlan, batch: BatchPlan) -> str:
     """The step arithmetic in a sentence."""
-    last = steps["last_group_examples"]
-    partial = f"; the last step of an epoch holds {last}" if steps["last_group_is_partial"] else ""
+    last = steps.last_group_examples
+    partial = f"; the last step of an epoch holds {last}" if last < batch.effective_batch_size else ""
     return (
-        f"{steps['total_steps']} steps, {steps['warmup_steps']} of them warmup; {steps['steps_per_epoch']} per epoch,"
-        f" each {steps['examples_per_step']:g} examples and about {steps['tokens_per_step']:,} tokens{partial}"
+        f"{steps.total_steps} steps, {steps.warmup_steps} of them warmup; {steps.steps_per_epoch} per epoch,"
+        f" each {steps.examples_per_step(batch):g} examples and about {steps.tokens_per_step(batch):,} tokens{partial}"
     )

@@ -10,7 +10,8 @@ from typing import Any, Optional
 from sft_experiments.data.read import resolve_files
 from sft_experiments.data.sources import demo_arguments, sources_of
 from sft_experiments.data.store import cached_report
-from sft_experiments.plan.arithmetic import StepPlan, plan_steps
+from sft_experiments.plan.arithmetic import plan_steps
+from sft_experiments.runs.plan_file import StepPlan
 from sft_experiments.schema import Config, DatasetConfig, DataSource, PackingStrategy
 
 

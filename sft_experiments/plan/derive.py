@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sft_experiments.plan.arithmetic import Plan, plan_batch
+from sft_experiments.plan.arithmetic import plan_batch
 from sft_experiments.plan.fit import auto_batch
-from sft_experiments.plan.machine import Choice, check_device_count, resolve_device, resolve_precision, resolve_threads
+from sft_experiments.plan.machine import check_device_count, resolve_device, resolve_precision, resolve_threads
+from sft_experiments.runs.plan_file import Choice, Plan
 from sft_experiments.schema import Config, Precision
 from sft_experiments.text import format_value
 from sft_experiments.values import scaled

@@ -1,14 +1,16 @@
 """How long a run takes: from the measured speed of a like run, else from its arithmetic and a stated utilisation."""
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
+from sft_experiments.errors import RunFolderError
 from sft_experiments.models.shape import Shape, peak_flops, training_flops_per_token
 from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.plan_file import read_plan
+from sft_experiments.runs.record import Status, read_record
 
 # Share of a device's peak that a well-set run reaches; measured MFU of published training runs is 0.3 to 0.5
 # (e.g. 0.38-0.43 on 8k to 16k H100s: Llama 3, arXiv:2407.21783, table 4).
@@ -92,24 +94,24 @@ def measured_runs(root: Path) -> list[Measured]:
 
 def _measured(folder: RunFolder) -> Optional[Measured]:
     try:
-        record: dict[str, Any] = json.loads(folder.record.read_text(encoding="utf-8"))
-        config, plan = record["config"], record["plan"]
-        if record["status"] != "completed" or record["attempts"] != 1:
+        record, plan = read_record(folder), read_plan(folder)
+        if record.status is not Status.completed or record.attempts != 1:
             return None  # a resumed run's seconds do not cover all its tokens
+        config = record.config
         likeness = Likeness(
             model=config["model"]["name"],
-            device=plan["device"]["value"],
-            device_name=record["environment"]["device"],
-            precision=plan["precision"]["value"],
-            threads=plan["threads"],
+            device=plan.device.value,
+            device_name=record.environment["device"],
+            precision=plan.precision.value,
+            threads=plan.threads,
             method=config["peft"]["method"],
             max_length=config["dataset"]["max_length"],
             packing=config["dataset"]["packing"],
-            num_devices=plan["batch"].get("num_devices", 1),
+            num_devices=plan.batch.num_devices,
         )
-        seconds, tokens = record["timings"]["train"], record["metrics"]["tokens"]
-        return Measured(likeness, seconds, tokens, plan["batch"]["effective_batch_size"], folder)
-    except (OSError, ValueError, KeyError, TypeError):  # unreadable, or of another version: it tells nothing
+        seconds, tokens = record.timings["train"], record.metrics["tokens"]
+        return Measured(likeness, seconds, tokens, plan.batch.effective_batch_size, folder)
+    except (RunFolderError, ValueError, KeyError, TypeError):  # unreadable, or of another version: it tells nothing
         return None
 
 

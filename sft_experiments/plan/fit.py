@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from sft_experiments.models.shape import Shape, shape_of
-from sft_experiments.plan.arithmetic import AUTO, BatchPlan, Plan, divisors
+from sft_experiments.plan.arithmetic import AUTO, divisors
 from sft_experiments.plan.data_facts import DataFacts, data_facts
-from sft_experiments.plan.machine import Choice, gpus, host_capacity_gib
+from sft_experiments.plan.machine import gpus, host_capacity_gib
 from sft_experiments.plan.memory import MemoryEstimate, Workload, estimate_memory
+from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan
 from sft_experiments.schema import Config, Device, PackingStrategy, PeftMethod, Precision
 from sft_experiments.text import GIB, gib
 

@@ -1,4 +1,4 @@
-"""Which device, which number format, how many threads: decided before torch is imported, each with its reason."""
+"""What this machine is: devices, number formats, threads and memory, each choice with its reason. Imports no torch."""
 
 import os
 import platform
@@ -11,22 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
-
 from sft_experiments.errors import ConfigError
+from sft_experiments.runs.plan_file import Choice
 from sft_experiments.schema import Device, Precision
 from sft_experiments.text import GIB
 
 BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 BF16_COMPUTE_CAPABILITY = 8.0  # Ampere
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A derived value and why it is what it is."""
-
-    value: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -144,15 +135,15 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment(device: str) -> dict[str, Any]:
+def describe_environment(device_name: str, threads: int) -> dict[str, Any]:
     """Versions, git commit, device and thread count, as plain values."""
     return {
         "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": device_name,
         "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "git": git_state(Path.cwd()),
     }
 
@@ -187,15 +178,6 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def memory_capacity_gib(device: str) -> float:
-    """What there is: of the device for ``cuda``, else of the host or the container's share of it."""
-    if device == "cuda":
-        import torch
-
-        return float(torch.cuda.mem_get_info()[1]) / GIB
-    return host_capacity_gib()
 
 
 def host_capacity_gib() -> float:

@@ -7,12 +7,13 @@ from typing import Any
 from sft_experiments.errors import RunFolderError
 from sft_experiments.files import read_json
 from sft_experiments.report.page_data import run_label
-from sft_experiments.results.collect import Run, flatten
+from sft_experiments.results.collect import Run
 from sft_experiments.results.compare import best_seed
 from sft_experiments.results.rank import Comparison, why_unranked
 from sft_experiments.results.settings import differing_keys, identity, sort_key
 from sft_experiments.runs.record import Status
 from sft_experiments.text import format_value
+from sft_experiments.values import flatten
 
 NUM_SAMPLE_RUNS = 3
 NUM_SAMPLE_PROMPTS = 12
@@ -61,8 +62,7 @@ def setting_differences(comparison: Comparison) -> list[dict[str, str]]:
 
 def best_config(run: Run) -> list[tuple[str, str, str]]:
     """(key, value, where it came from) of every setting of a run."""
-    origins = run.record.plan.get("values")
-    origins = origins if isinstance(origins, dict) else {}
+    origins = run.plan.values if run.plan is not None else {}
     return [
         (
             key,
@@ -92,7 +92,7 @@ def environment(comparison: Comparison) -> list[tuple[str, str]]:
     """(name, value) of the machine and the code; several values when runs differ."""
     values: dict[str, dict[str, None]] = {}
     for run in comparison.runs:
-        for key, value in flatten(run.record.environment):
+        for key, value in flatten(run.record.environment).items():
             values.setdefault(key, {})[format_value(value)] = None
     return [(key, "; ".join(found)) for key, found in values.items()]
 
@@ -145,7 +145,7 @@ def _layout(report: dict[str, Any]) -> dict[str, Any]:
     splits = splits if isinstance(splits, dict) and all(isinstance(split, dict) for split in splits.values()) else {}
     findings = report.pop("findings", [])
     return {
-        "facts": [(name.replace("_", " "), _fact_text(value)) for name, value in flatten(report)],
+        "facts": [(name.replace("_", " "), _fact_text(value)) for name, value in flatten(report).items()],
         "splits": list(splits),
         "split_rows": _split_rows(splits),
         "findings": [_finding(item) for item in findings] if isinstance(findings, list) else [_fact_text(findings)],

@@ -1,14 +1,18 @@
 """Find run folders below some directories and read their records, tolerating broken ones."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sft_experiments.errors import RunFolderError
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.identity import decides
+from sft_experiments.runs.plan_file import Plan, find_plan
 from sft_experiments.runs.record import Record, read_record
+from sft_experiments.values import flatten
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,19 @@ class Run:
     record: Record
     values: dict[str, Any]
 
+    @cached_property
+    def deciding(self) -> dict[str, Any]:
+        """The values that take part in the result, seeds included."""
+        return {key: value for key, value in self.values.items() if decides(key, self.values)}
+
     @property
     def name(self) -> str:
         return self.folder.path.name
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """What was derived for the run; None when its plan.json cannot be read."""
+        return find_plan(self.folder)
 
     @property
     def seeds(self) -> tuple[str, str]:
@@ -68,13 +82,13 @@ def read_run(folder: RunFolder) -> Run:
         raise RunFolderError(f"{folder.record} is not a usable record: {error}") from error
     if fault := _fault(record):
         raise RunFolderError(f"{folder.record} is not a usable record: {fault}")
-    return Run(folder, record, dict(flatten(record.config)))
+    return Run(folder, record, flatten(record.config))
 
 
 def _fault(record: Record) -> str | None:
     """What has the wrong shape: a record edited by hand must not break the table of all others."""
     shapes: list[tuple[str, type | tuple[type, ...]]] = [
-        *((name, dict) for name in ("axes", "config", "plan", "metrics", "timings", "environment", "fingerprints")),
+        *((name, dict) for name in ("axes", "config", "metrics", "timings", "environment", "fingerprints")),
         *((name, list) for name in ("overrides", "alerts", "notes")),
         *((name, str) for name in ("trial_id", "name", "label", "objective_metric", "objective_direction")),
     ]
@@ -92,12 +106,3 @@ def number(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name)
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if usable else None
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"train": {"seed": 1}}`` -> ``("train.seed", 1)``. Lists and empty mappings are values."""
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -10,12 +10,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.results.collect import Run, collect_runs, flatten, read_run
+from sft_experiments.results.collect import Run, collect_runs, read_run
 from sft_experiments.results.fields import filter_runs
 from sft_experiments.results.rank import Cell, Comparison, compare_runs
 from sft_experiments.results.settings import identity
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.text import format_value
+from sft_experiments.values import flatten
 
 
 def load_comparison(directories: Sequence[Path], where: Sequence[str] = ()) -> Comparison:
@@ -67,7 +68,7 @@ def differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
     for prefix, one, other in (
         ("", first.values, second.values),
         ("fingerprint ", first.record.fingerprints, second.record.fingerprints),
-        ("environment ", dict(flatten(first.record.environment)), dict(flatten(second.record.environment))),
+        ("environment ", flatten(first.record.environment), flatten(second.record.environment)),
     ):
         for key in dict.fromkeys([*one, *other]):
             if key not in one or key not in other or identity(one[key]) != identity(other[key]):

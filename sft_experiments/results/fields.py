@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
 from sft_experiments.results.collect import Run, number
-from sft_experiments.results.settings import decides_result, sort_key
+from sft_experiments.results.settings import sort_key
 
 Reader = Callable[[Run], Any]
 FACTS: dict[str, Reader] = {
@@ -39,7 +39,11 @@ def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Reader]:
         return word, FACTS[word]
     settings = dict.fromkeys(key for run in runs for key in run.values)
     ends = [key for key in settings if key.endswith("." + word)]
-    matches = [key for key in settings if key == word] or [key for key in ends if decides_result(key)] or ends
+    matches = (
+        [key for key in settings if key == word]
+        or [key for key in ends if any(key in run.deciding for run in runs)]
+        or ends
+    )
     if len(matches) == 1:
         key = matches[0]
         return key, lambda run: run.values.get(key)

@@ -106,7 +106,7 @@ def compare_runs(collection: Collection) -> Comparison:
     metric, direction = _objective(runs)
     settings = [key for key in differing_keys(runs) if key not in SEED_KEYS]
     cells, unranked, repeats = [], [], 0
-    for group in _split(runs, lambda run: tuple(identity(run.values.get(key)) for key in settings)):
+    for group in _split(runs, lambda run: tuple(identity(run.deciding.get(key)) for key in settings)):
         ranked = [run for run in group if _rankable(run, metric, direction)]
         others = [run for run in group if not _rankable(run, metric, direction)]
         unranked += others

@@ -6,27 +6,22 @@ from typing import Any
 from sft_experiments.results.collect import Run
 
 SEED_KEYS = ("train.seed", "train.data_seed")
-# Settings that never decide a run's result (design: identity is content), or that only restate others.
-_WITHOUT_EFFECT = ("name", "output_dir", "rerun", "logger", "sweep", "compute", "monitor", "generation", "objective")
-_RESTATED = ("model.recommended", "model.size_class", "train.per_device_train_batch_size")
-
-
-def decides_result(key: str) -> bool:
-    """Whether a setting takes part in a run's result, seeds included."""
-    return not any(key == prefix or key.startswith(prefix + ".") for prefix in _WITHOUT_EFFECT + _RESTATED)
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys of deciding settings that have more than one value, sweep axes first, then in the config's order."""
+    """Keys of deciding settings that have more than one value, sweep axes first, then in the config's order.
+
+    A setting that nothing reads in some of the runs counts there as having no value.
+    """
     values: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for run in runs:
-        for key, value in run.values.items():
+        for key, value in run.deciding.items():
             values.setdefault(key, set()).add(identity(value))
             counts[key] = counts.get(key, 0) + 1
     axes = list(dict.fromkeys(axis for run in runs for axis in run.record.axes))
     order = [key for key in axes if key in values] + [key for key in values if key not in axes]
-    return [key for key in order if decides_result(key) and (len(values[key]) > 1 or counts[key] < len(runs))]
+    return [key for key in order if len(values[key]) > 1 or counts[key] < len(runs)]
 
 
 def shown_keys(runs: Sequence[Run]) -> list[str]:
@@ -57,7 +52,7 @@ def _typed(run: Run) -> list[str]:
 def _partition(runs: Sequence[Run], key: str) -> tuple[int, ...]:
     """Each run's value as the index of its first appearance: equal for keys that split the runs alike."""
     first: dict[str, int] = {}
-    return tuple(first.setdefault(identity(run.values.get(key)), index) for index, run in enumerate(runs))
+    return tuple(first.setdefault(identity(run.deciding.get(key)), index) for index, run in enumerate(runs))
 
 
 def short_names(keys: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:

@@ -36,6 +36,19 @@ class Status(str, Enum):
         return self.is_failure or self is Status.completed
 
 
+_FAILURES = frozenset(status for status in Status if status.is_failure)
+# What each status can become. A launch that starts a trial once more begins a new, pending record.
+_NEXT: dict[Status, frozenset[Status]] = {
+    Status.pending: _FAILURES | {Status.running, Status.preempted},
+    Status.running: frozenset(Status) - {Status.pending},
+    Status.preempted: _FAILURES | {Status.running, Status.preempted},
+    Status.pruned: _FAILURES | {Status.running, Status.pruned},  # a score that is not a number is found at its rung
+    # A worker that we stopped may have died in some other way; and one record is taken up again by hand.
+    **dict.fromkeys(_FAILURES, _FAILURES | {Status.running, Status.preempted}),
+    Status.completed: frozenset({Status.running}),  # a folder trained again by hand: python -m ...training.worker DIR
+}
+
+
 @dataclass
 class Failure:
     """Why a trial did not complete."""
@@ -63,7 +76,6 @@ class Record:
     sweep: Optional[str] = None  # the sweep's folder name
     command: Optional[str] = None  # reproduces this run from the shell
     config: dict[str, Any] = field(default_factory=dict)  # resolved, nested
-    plan: dict[str, Any] = field(default_factory=dict)  # content of plan.json
     objective: Optional[float] = None  # None unless completed and finite
     objective_metric: str = "eval/loss"
     objective_direction: str = "minimize"
@@ -74,6 +86,48 @@ class Record:
     alerts: list[dict[str, Any]] = field(default_factory=list)  # health events: rule, step, message, count
     notes: list[str] = field(default_factory=list)  # e.g. a tracker that died, a batch that was halved
     failure: Optional[Failure] = None
+
+    # ---- what becomes of the trial: the only ways in which its status changes
+
+    def start(self, environment: dict[str, Any]) -> None:
+        """A worker takes it up, for the first time or once more."""
+        self._become(Status.running)
+        self.started_at, self.finished_at = utc_now(), None
+        self.attempts += 1
+        self.failure, self.objective, self.environment = None, None, environment
+
+    def complete(self, objective: float) -> None:
+        """It is trained, measured and saved."""
+        self._end(Status.completed)
+        self.objective = objective
+
+    def wait_at_rung(self) -> None:
+        """It has been trained as far as its sweep wants for now; a checkpoint waits."""
+        self._end(Status.pruned)
+
+    def stop(self) -> None:
+        """It was stopped on request: the same command goes on with it."""
+        self._end(Status.preempted)
+
+    def fail(self, status: Status, failure: Failure) -> None:
+        """It ended without a trained model. ``status``: the class of the failure."""
+        assert status.is_failure, status
+        self._end(status)
+        self.failure = failure
+
+    def _end(self, status: Status) -> None:
+        self._become(status)
+        self.objective, self.failure, self.finished_at = None, None, utc_now()
+
+    def _become(self, status: Status) -> None:
+        assert status in _NEXT[self.status], f"{self.trial_id}: {self.status.value} cannot become {status.value}"
+        self.status = status
+
+    @property
+    def outcome(self) -> str:
+        """The status for trackers: a run that ends while it runs has failed."""
+        ended = Status.failed if self.status is Status.running else self.status
+        return str(ended.value)
 
     def write(self, folder: RunFolder) -> None:
         """Write the record whole or not at all."""

@@ -8,25 +8,24 @@ import copy
 import math
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import psutil
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
 
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.store import default_cache_dir
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.launch.trial import Trial
 from sft_experiments.models.shape import shape_of
-from sft_experiments.plan.arithmetic import StepPlan
 from sft_experiments.plan.data_facts import from_report, steps_of
 from sft_experiments.plan.fit import device_memory, verdict, workload
 from sft_experiments.plan.memory import estimate_memory
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import Choice, StepPlan
 from sft_experiments.sanity.probe import Probe, look
 from sft_experiments.sanity.verdicts import (
     Answer,
@@ -41,9 +40,9 @@ from sft_experiments.sanity.verdicts import (
 from sft_experiments.schema import Config
 from sft_experiments.text import gib
 from sft_experiments.training.arguments import training_arguments
-from sft_experiments.training.model import adapter_config, check_loaded_model, load_tokenizer
-from sft_experiments.training.run import batch_of, load
-from sft_experiments.training.trainer import ExperimentTrainer
+from sft_experiments.training.model import check_loaded_model, load_tokenizer
+from sft_experiments.training.run import load
+from sft_experiments.training.trainer import build_trainer
 from sft_experiments.training.worker import is_out_of_memory
 
 NUM_PROMPTS = 4
@@ -85,12 +84,12 @@ def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
         return report
     model = None
     with _Fault(report, "model"):
-        model = load(trial.config, report.tokenizer, report.data, trial.record)
+        model, attention = load(trial.config, trial.plan, report.tokenizer, report.data)
         notes = check_loaded_model(model, report.tokenizer)
         report.items.append(Item("model", "warn" if notes else "pass", "; ".join(notes) or "weights are finite"))
     if model is not None:
         with _Fault(report, "training"):
-            _train(trial, model, rows, num_steps, end_ids, report)
+            _train(_ShortRun(trial, model, attention, rows, num_steps), end_ids, report)
     return report
 
 
@@ -143,29 +142,30 @@ def fixed_rows(data: PreparedData, num_rows: int) -> list[dict[str, list[int]]]:
     return [dict(row) for row in data.train.select(indices)]
 
 
-def _train(
-    trial: Trial, model: Any, rows: list[dict[str, list[int]]], num_steps: int, end_ids: set[int], report: SanityReport
-) -> None:
+@dataclass(frozen=True)
+class _ShortRun:
+    """The trial that is tried, its loaded model, and how little of it is trained."""
+
+    trial: Trial
+    model: Any
+    attention: Choice
+    rows: list[dict[str, list[int]]]
+    num_steps: int
+
+
+def _train(short: _ShortRun, end_ids: set[int], report: SanityReport) -> None:
     assert report.data is not None
-    config = short_config(trial.config, num_steps)
+    trial, rows = short.trial, short.rows
+    config = short_config(trial.config, short.num_steps)
     full_steps = steps_of(trial.config, from_report(report.data.report.as_json()))
-    steps = short_steps(full_steps, num_steps, len(rows))
+    steps = short_steps(full_steps, short.num_steps, len(rows))
     limit = min(MOST_NEW_TOKENS, trial.config.generation.max_new_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
-            config, trial.record.plan, batch_of(trial.record), steps, RunFolder(Path(folder)), resumes=False
-        )
+        plan = replace(trial.plan, steps=steps, attention=short.attention)
+        arguments = training_arguments(config, plan, RunFolder(Path(folder)), resumes=False)
         dataset = report.data.train.select(range(0))  # the features of the real rows
         dataset = dataset.from_list(rows, features=dataset.features)
-        trainer = ExperimentTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            eval_dataset=dataset,
-            processing_class=copy.deepcopy(report.tokenizer),
-            peft_config=adapter_config(config),
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = build_trainer(config, short.model, copy.deepcopy(report.tokenizer), arguments, (dataset, dataset))
         watch = Watch()
         trainer.add_callback(watch)
         report.items.append(_trainable_item(trainer.model))

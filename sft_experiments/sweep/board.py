@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import find_plan
 from sft_experiments.runs.record import Record, Status, read_record
 
 STYLES = {
@@ -55,7 +56,7 @@ class Board:
 
     def _row(self, folder: RunFolder) -> Row:
         record = read_record(folder)
-        seconds, steps = seconds_of(record), record.plan.get("steps", {}).get("total_steps", 0)
+        seconds, steps = seconds_of(record), planned_steps(folder)
         label = short_label(record.label) or record.trial_id
         return Row(
             folder, label, record.status, steps, latest_metrics(folder), seconds, rung=record.metrics.get("rung")
@@ -195,11 +196,9 @@ def latest_metrics(folder: RunFolder) -> dict[str, Any]:
 
 
 def planned_steps(folder: RunFolder) -> int:
-    try:
-        plan = json.loads(folder.plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
-    return int(plan.get("steps", {}).get("total_steps", 0))
+    """All optimizer steps of a trial; 0 before its worker has counted them."""
+    plan = find_plan(folder)
+    return plan.steps.total_steps if plan is not None and plan.steps is not None else 0
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from sft_experiments.config.hydra import Composer, experiment_keys
 from sft_experiments.config.load import as_mapping
 from sft_experiments.errors import ConfigError, DataError, RunFolderError
-from sft_experiments.launch.trial import NOT_IDENTITY, Trial, folder_name, plan_trial
+from sft_experiments.launch.trial import Trial, folder_name, plan_trial
+from sft_experiments.runs.identity import deciding
 from sft_experiments.schema import SearchMethod
 from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, expand
 from sft_experiments.sweep.concurrency import concurrent_trials
@@ -108,24 +109,27 @@ def plan_search(composer: Composer) -> tuple[Planner, Space]:
 def new_sweep(composer: Composer, axes: list[str], num_cells: int) -> Sweep:
     """What is known before the cells are. Raises ``RunFolderError`` when the folder holds another sweep."""
     master = composer.master
-    parallel, fixed = concurrent_trials(master, num_cells), fixed_hash(master, axes)
-    sweep = Sweep(sweep_folder(composer, fixed), master.name, fixed, axes, {}, composer.command(), parallel)
+    fixed, earlier = (fixed_hash(master, axes, before) for before in (False, True))
+    if sweep_folder(composer, earlier).is_dir():
+        fixed = earlier
+    parallel, folder = concurrent_trials(master, num_cells), sweep_folder(composer, fixed)
+    sweep = Sweep(folder, master.name, fixed, axes, {}, composer.command(), parallel)
     check_same_sweep(sweep)
     return sweep
 
 
-def fixed_hash(master: DictConfig, axes: list[str]) -> str:
+def fixed_hash(master: DictConfig, axes: list[str], all_are_read: bool = False) -> str:
     """A hash of everything that decides results and is not an axis, so that a changed setting is a new sweep.
 
     Seeds, and axes of the sweep group that are cut to one value, are left out as well: replicas and parts of a grid
-    belong beside the cells that are finished.
+    belong beside the cells that are finished. ``all_are_read``: as 0.1.0 made it.
     """
     values = as_mapping(master, resolve=False)
     values.pop("hydra", None)
     varied = {*axes, *values["sweep"]["axes"], SEED_AXIS, "train.data_seed"}
     files = {key: select(values, key) for key in ("dataset.train_files", "dataset.validation_files")}
     fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in varied}
-    return digest([without(values, (*NOT_IDENTITY, *varied)), fixed_files])
+    return digest([without(deciding(values, all_are_read), tuple(varied)), fixed_files])
 
 
 def sweep_folder(composer: Composer, fixed: str) -> Path:

@@ -20,7 +20,7 @@ from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.machine import check_sharding
 from sft_experiments.report.publish import write_report
 from sft_experiments.runs.folder import RunFolder, log_tail
-from sft_experiments.runs.record import Failure, Record, Status, read_record, utc_now
+from sft_experiments.runs.record import Failure, Record, Status, read_record
 from sft_experiments.schema import SweepConfig
 from sft_experiments.sweep.board import Board, open_board
 from sft_experiments.sweep.concurrency import Slot, slots
@@ -164,12 +164,11 @@ class Pool:
 
     def _record_stop(self, job: Running, record: Record) -> None:
         """What we stopped is not killed from outside, however it died: preempted goes on with the same command."""
-        record.status, record.objective, record.failure = job.asked_because, None, None
         if job.asked_because is Status.timeout:
-            limit = self.settings.timeout_seconds
-            message = f"not finished after sweep.timeout_seconds={limit:g}"
-            record.failure = Failure("timeout", message, log_tail(job.trial.folder))
-        record.finished_at = utc_now()
+            message = f"not finished after sweep.timeout_seconds={self.settings.timeout_seconds:g}"
+            record.fail(Status.timeout, Failure("timeout", message, log_tail(job.trial.folder)))
+        else:
+            record.stop()
         record.write(job.trial.folder)
 
     @contextmanager

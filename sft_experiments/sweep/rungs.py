@@ -15,16 +15,14 @@ from typing import Any, Optional
 
 from sft_experiments.config.hydra import Composer
 from sft_experiments.errors import ConfigError
-from sft_experiments.files import read_json
 from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.arithmetic import rung_step
 from sft_experiments.runs.events import read_events
+from sft_experiments.runs.plan_file import TO_THE_END, StepPlan, read_plan
 from sft_experiments.runs.record import Failure, Record, Status, read_record
 from sft_experiments.schema import SearchMethod, SweepConfig
 from sft_experiments.sweep.queue import Queue
 from sft_experiments.sweep.stopping_rules import RULES, Standings
-
-STOP_AT = "stop_at"  # in plan.json: the share of the training after which the worker stops; null: train to the end
 
 
 def open_queue(trials: Iterable[Trial], to_run: list[Trial]) -> Queue:
@@ -63,7 +61,7 @@ class RungQueue(Queue):
     def _sent(self, trial: Trial) -> Trial:
         """A trial on its way to its next rung, as the worker will find it."""
         passed = len(self.scores[trial.id])
-        trial = _planned(trial, **{STOP_AT: self.rungs[passed] if passed < len(self.rungs) else None})
+        trial = _planned(trial, stop_at=self.rungs[passed] if passed < len(self.rungs) else TO_THE_END)
         trial.write()
         self.training.add(trial.id)
         return trial
@@ -74,8 +72,8 @@ class RungQueue(Queue):
         passed = len(self.scores[trial.id])
         self.scores[trial.id] = scores_of(trial, self.rungs)
         if record.status is Status.pruned and len(self.scores[trial.id]) == passed:
-            record.status, metric = Status.failed, trial.config.objective.metric
-            record.failure = Failure("objective", f"{metric} is not a number at the rung where it was to be compared")
+            message = f"{trial.config.objective.metric} is not a number at the rung where it was to be compared"
+            record.fail(Status.failed, Failure("objective", message))
             record.write(trial.folder)
         if record.status is Status.completed:
             self.completed.add(trial.id)
@@ -108,7 +106,7 @@ class RungQueue(Queue):
         older = [note for note in record.notes if not note.startswith("rung ")]
         record.notes = [*older, f"{place}: {metric} {event[metric]:.4f}, {rank}"]
         record.metrics = {"rung": rung, metric: event[metric], "tokens": event["tokens"]}
-        record.status = Status.pruned
+        record.wait_at_rung()
         record.write(trial.folder)
 
 
@@ -130,9 +128,7 @@ def _planned(trial: Trial, **added: Any) -> Trial:
 
     The worker plans them again, but may be killed before.
     """
-    steps = steps_of(trial)
-    plan = {**trial.record.plan, **({} if steps is None else {"steps": steps}), **added}
-    return replace(trial, record=replace(trial.record, plan=plan))
+    return replace(trial, plan=replace(trial.plan, steps=steps_of(trial) or trial.plan.steps, **added))
 
 
 def _is_new(trial: Trial) -> bool:
@@ -151,10 +147,10 @@ def _is_on_its_way(trial: Trial, passed: int, rungs: list[float]) -> bool:
 
     One that was stopped at its rung itself waits there like the others.
     """
-    plan = read_json(trial.folder.plan)
-    if STOP_AT not in plan or read_record(trial.folder).status is Status.pruned:
+    stop_at = read_plan(trial.folder).stop_at
+    if stop_at is None or read_record(trial.folder).status is Status.pruned:
         return False
-    return plan[STOP_AT] is None or passed < sum(share <= plan[STOP_AT] for share in rungs)
+    return stop_at == TO_THE_END or passed < sum(share <= stop_at for share in rungs)
 
 
 def scores_of(trial: Trial, rungs: list[float]) -> list[float]:
@@ -171,17 +167,16 @@ def rung_events(trial: Trial, rungs: list[float]) -> list[dict[str, Any]]:
     evaluated = {event["step"]: event for event in read_events(trial.folder.metrics) if metric in event}
     passed = []
     for share in rungs:
-        step = rung_step(share, trial.config.train.eval_steps, steps["total_steps"], steps["warmup_steps"])
+        step = rung_step(share, trial.config.train.eval_steps, steps.total_steps, steps.warmup_steps)
         if step not in evaluated or not math.isfinite(evaluated[step][metric]):
             break
         passed.append(evaluated[step])
     return passed
 
 
-def steps_of(trial: Trial) -> Optional[dict[str, Any]]:
+def steps_of(trial: Trial) -> Optional[StepPlan]:
     """What the worker has planned; None before it has."""
-    steps = read_json(trial.folder.plan).get("steps") if trial.folder.plan.is_file() else None
-    return steps if isinstance(steps, dict) else None
+    return read_plan(trial.folder).steps if trial.folder.plan.is_file() else None
 
 
 POOL = "PoolLauncher"

@@ -6,8 +6,9 @@ from trl import SFTConfig
 
 from sft_experiments.errors import ConfigError, first_line
 from sft_experiments.monitor.trackers.register import upstream_names
-from sft_experiments.plan.arithmetic import BatchPlan, StepPlan, resolve_interval
+from sft_experiments.plan.arithmetic import resolve_interval
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import Plan, StepPlan
 from sft_experiments.schema import Config, Direction, PackingStrategy
 from sft_experiments.training.schedule import scheduler_arguments
 
@@ -15,11 +16,13 @@ NEEDS_PADDING = {"sdpa", "eager"}
 NEVER = 10**9  # steps: our own callback decides when to evaluate and save
 
 
-def training_arguments(
-    config: Config, plan: dict[str, Any], batch: BatchPlan, steps: StepPlan, folder: RunFolder, resumes: bool
-) -> SFTConfig:
-    """The SFTConfig of a run. ``train.extra`` comes last: it holds only fields that nothing here sets."""
-    train = config.train
+def training_arguments(config: Config, plan: Plan, folder: RunFolder, resumes: bool) -> SFTConfig:
+    """The SFTConfig of a run whose data are prepared and whose attention is chosen.
+
+    ``train.extra`` comes last: it holds only fields that nothing here sets.
+    """
+    train, batch, steps = config.train, plan.batch, plan.steps
+    assert steps is not None and plan.attention is not None
     values: dict[str, Any] = {
         "output_dir": str(folder.checkpoints.resolve()),
         "learning_rate": train.learning_rate,
@@ -34,18 +37,18 @@ def training_arguments(
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
-        "bf16": plan["precision"]["value"] == "bf16",
+        "bf16": plan.precision.value == "bf16",
         **_sharing(config),
         "lr_scheduler_type": config.scheduler.name,
         "lr_scheduler_kwargs": scheduler_arguments(config, steps),
         "warmup_steps": steps.warmup_steps,
         "seed": train.seed,
         "data_seed": train.data_seed,
-        "use_cpu": plan["device"]["value"] == "cpu",
+        "use_cpu": plan.device.value == "cpu",
         "dataloader_num_workers": config.compute.dataloader_num_workers,
         "report_to": upstream_names(config.logger.trackers) or "none",
         **_cadence(config, steps, resumes),
-        **_data(config, plan["attention"]["value"]),
+        **_data(config, plan.attention.value),
         **_quiet(),
     }
     try:

@@ -9,21 +9,14 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError
+from sft_experiments.runs.plan_file import Choice
 from sft_experiments.training.packed_attention import AMPERE, PACKED, VARLEN_HEAD_SIZES, varlen_kernel
 from sft_experiments.training.repeated_rows import ROW_STARTS
 
 _HOPPER = 9  # the major version that flash-attn 3 is for
 
 
-@dataclass(frozen=True)
-class Attention:
-    """A value for ``attn_implementation``, and why (one sentence for the plan)."""
-
-    value: str
-    reason: str
-
-
-def choose_attention(requested: str, packing: bool, device: str, model_config: PretrainedConfig) -> Attention:
+def choose_attention(requested: str, packing: bool, device: str, model_config: PretrainedConfig) -> Choice:
     """Resolve ``auto``; anything else is the user's choice. ``auto`` with packing always keeps documents apart.
 
     ``sft_packed`` is also the choice for unpacked rows: put behind each other without padding, they train 1.5 times as
@@ -32,21 +25,21 @@ def choose_attention(requested: str, packing: bool, device: str, model_config: P
     """
     if requested != "auto":
         _check_installed(requested)
-        return Attention(requested, f"set by model.attn_implementation={requested}")
+        return Choice(requested, f"set by model.attn_implementation={requested}")
     config = model_config.get_text_config()
     mixes = _packing_obstacle(config)
     if packing and mixes:
         raise ConfigError(f"dataset.packing=bfd would mix documents: {mixes}; set dataset.packing=none")
     if obstacle := _sdpa_obstacle(config):
-        return Attention("eager", obstacle)
+        return Choice("eager", obstacle)
     if mixes:
-        return Attention("sdpa", f"padded batches: {mixes}")
+        return Choice("sdpa", f"padded batches: {mixes}")
     if device == "cuda" and (flash := _flash_attention()):
-        return Attention(flash, "flash-attn is installed and the GPU supports it")
+        return Choice(flash, "flash-attn is installed and the GPU supports it")
     if device == "cuda" and (obstacle := _varlen_obstacle(config)):
-        return Attention(PACKED, f"no padding, no dense mask: SDPA document by document ({obstacle})")
+        return Choice(PACKED, f"no padding, no dense mask: SDPA document by document ({obstacle})")
     kernel = "torch's varlen_attn" if device == "cuda" else "SDPA document by document"
-    return Attention(PACKED, f"no padding, no dense mask: {kernel}")
+    return Choice(PACKED, f"no padding, no dense mask: {kernel}")
 
 
 def _check_installed(requested: str) -> None:

@@ -8,7 +8,6 @@ Equal to TRL's fused head to 1e-6 in loss and 1e-5 in gradients (tests/training/
 
 import functools
 import types
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PretrainedConfig, PreTrainedModel
+
+from sft_experiments.runs.plan_file import Choice
 
 LABELLED_ROWS = "labelled_rows"
 TRL_FUSED = "trl_fused"
@@ -32,14 +33,6 @@ _LOGIT_CHANGES: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class LossHead:
-    """Which implementation computes the loss, and why (one sentence for the plan)."""
-
-    value: str
-    reason: str
-
-
 class LossSums(NamedTuple):  # a tuple: DDP and autocast wrappers look inside it
     """Sums over the supervised positions of one batch, all 0-dimensional and on the device."""
 
@@ -49,17 +42,17 @@ class LossSums(NamedTuple):  # a tuple: DDP and autocast wrappers look inside it
     aux_loss: Tensor | None = None  # load balancing of a mixture of experts; only TRL's head returns it
 
 
-def choose_loss_head(model: PreTrainedModel, device: str, sharded: bool = False) -> LossHead:
+def choose_loss_head(model: PreTrainedModel, device: str, sharded: bool = False) -> Choice:
     """The fastest loss head that is exact for this model. ``sharded``: ranks hold parts of the weights (FSDP, ZeRO)."""
     config = model.config.get_text_config()
     obstacle = _logits_obstacle(config) or _layer_obstacle(model.get_output_embeddings())
     if obstacle:
-        return LossHead(TRL_FUSED, f"TRL's fused head: {obstacle}")
+        return Choice(TRL_FUSED, f"TRL's fused head: {obstacle}")
     if sharded:
-        return LossHead(TRL_FUSED, "TRL's fused head: the output layer is sharded over ranks")
+        return Choice(TRL_FUSED, "TRL's fused head: the output layer is sharded over ranks")
     if device != "cpu":
-        return LossHead(TRL_FUSED, f"TRL's fused head: it has a kernel for {device}; ours is measured on the CPU only")
-    return LossHead(LABELLED_ROWS, "logits only for supervised tokens: the fastest measured on the CPU")
+        return Choice(TRL_FUSED, f"TRL's fused head: it has a kernel for {device}; ours is measured on the CPU only")
+    return Choice(LABELLED_ROWS, "logits only for supervised tokens: the fastest measured on the CPU")
 
 
 def _logits_obstacle(config: PretrainedConfig) -> str | None:

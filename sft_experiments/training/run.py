@@ -3,36 +3,33 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
 
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.report import print_summary
 from sft_experiments.data.store import default_cache_dir
-from sft_experiments.errors import ConfigError, DataError, TrainingFailed, first_line
+from sft_experiments.errors import DataError, TrainingFailed
 from sft_experiments.files import write_json_atomically
 from sft_experiments.models.shape import peak_flops, training_flops_per_token
 from sft_experiments.monitor.measure import measured
 from sft_experiments.monitor.rules import RunFacts
 from sft_experiments.monitor.session import Monitor
 from sft_experiments.monitor.trackers.tracker import RunIdentity
-from sft_experiments.plan.arithmetic import (
-    BatchPlan,
-    StepPlan,
-    evaluation_steps,
-    plan_steps,
-    rung_step,
-    steps_as_dict,
-    steps_line,
-)
-from sft_experiments.plan.machine import memory_capacity_gib
+from sft_experiments.plan.arithmetic import evaluation_steps, plan_steps, rung_step, steps_line
+from sft_experiments.plan.machine import host_capacity_gib
+from sft_experiments.runs.events import NOTHING_KEPT
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.runs.record import Record, Status
+from sft_experiments.runs.metrics import EVAL_LOSS, TRAIN_LOSS
+from sft_experiments.runs.plan_file import TO_THE_END, Choice, Plan, StepPlan, write_plan
+from sft_experiments.runs.record import Record
 from sft_experiments.schema import Config, PeftMethod
+from sft_experiments.text import GIB
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.attention import check_packing, choose_attention
 from sft_experiments.training.callbacks import (
@@ -45,83 +42,112 @@ from sft_experiments.training.callbacks import (
 )
 from sft_experiments.training.checkpoints import newest_complete, step_of
 from sft_experiments.training.generate import AnswerValidationPrompts
-from sft_experiments.training.model import adapter_config, architecture, check_loaded_model, load_model, load_tokenizer
-from sft_experiments.training.packed_attention import register_packed_attention
+from sft_experiments.training.model import architecture, check_loaded_model, load_model, load_tokenizer
 from sft_experiments.training.ranks import first_rank_first, largest, wait_for_all
 from sft_experiments.training.schedule import planned_learning_rates
-from sft_experiments.training.trainer import ExperimentTrainer
+from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
 
 EARLY_STOPPING_RULE = "eval_loss_rising"
 
 
-def train_in_folder(folder: RunFolder, config: Config, record: Record, stop: StopOnSignal) -> None:
-    """Train, evaluate and save; ``record`` is filled in as facts become known. Failures are raised."""
-    clock = Clock(record.timings)
-    with clock("data"):
-        tokenizer = load_tokenizer(config.model)
-        data = prepare(config, tokenizer, folder, record)
-        steps = plan_for(config, data, record, folder)
-    with clock("model"):
-        model = load(config, tokenizer, data, record)
+@dataclass
+class Run:
+    """One training: what was asked for and planned, where it is written, and what becomes known on the way."""
+
+    folder: RunFolder
+    config: Config
+    plan: Plan
+    record: Record
+
+    @property
+    def steps(self) -> StepPlan:
+        """Known once the data are prepared."""
+        assert self.plan.steps is not None
+        return self.plan.steps
+
+    def learn(self, **derived: Any) -> None:
+        """Complete the plan with what only the worker can derive, in plan.json too."""
+        self.plan = replace(self.plan, **derived)
+        write_plan(self.folder, self.plan)
+
+    @property
+    def rung(self) -> Optional[int]:
+        """The step at which the sweep wants to look before it lets this trial go on; None: train to the end."""
+        share = self.plan.stop_at
+        if share is None or share == TO_THE_END:
+            return None
+        steps = self.steps
+        rung = rung_step(share, self.config.train.eval_steps, steps.total_steps, steps.warmup_steps)
+        return rung if rung < steps.total_steps else None
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the seconds of a phase to the record, over all attempts."""
+        started, timings = time.monotonic(), self.record.timings
+        try:
+            yield
+        finally:
+            timings[phase] = round(timings.get(phase, 0.0) + time.monotonic() - started, 3)
+
+
+def train_in_folder(run: Run, stop: StopOnSignal) -> None:
+    """Train, evaluate and save; the run's record is filled in as facts become known. Failures are raised."""
+    record = run.record
+    with run.clock("data"):
+        tokenizer = load_tokenizer(run.config.model)
+        data = prepare(run, tokenizer)
+        run.learn(steps=plan_for(run.config, data))
+    with run.clock("model"):
+        model, attention = load(run.config, run.plan, tokenizer, data)
+        run.learn(attention=attention)
         record.notes += check_loaded_model(model, tokenizer)
     with first_rank_first():  # it sets broken ones aside
-        checkpoint, notes = newest_complete(folder.checkpoints)
+        checkpoint, notes = newest_complete(run.folder.checkpoints)
     record.notes += notes
-    resumed_step = step_of(checkpoint) if checkpoint else -1
-    monitor = Monitor(config, folder, identity_of(record, resumed_step), facts_of(config, steps, model, record))
-    status = Status.failed
+    resumed_step = step_of(checkpoint) if checkpoint else NOTHING_KEPT
+    monitor = Monitor(run.config, run.folder, identity_of(record, resumed_step), facts_of(run, model))
     try:
-        resumes = checkpoint is not None
-        trainer = build_trainer(config, record, steps, folder, model, tokenizer, data, monitor, stop, resumes)
+        trainer = trainer_of(run, model, tokenizer, data, callbacks(run, monitor, stop), resumes=checkpoint is not None)
+        answer_at_evaluations(run.config, trainer, tokenizer, data, monitor)
         if trainer.args.packing:
             check_packing(model, trainer.data_collator)
         if checkpoint:
-            print(f"goes on from step {resumed_step} of {steps.total_steps} ({checkpoint.name})")
-        with clock("train"):
+            print(f"goes on from step {resumed_step} of {run.steps.total_steps} ({checkpoint.name})")
+        with run.clock("train"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.agree() is not None and trainer.state.global_step < steps.total_steps:
-            status = Status.preempted
+        if stop.agree() is not None and trainer.state.global_step < run.steps.total_steps:
+            record.stop()
             return
         raise_if_unhealthy(monitor)
-        rung = rung_of(config, record, steps)
-        if rung is not None and trainer.state.global_step >= rung:  # a checkpoint may lie beyond it
-            status = record.status = Status.pruned
+        if run.rung is not None and trainer.state.global_step >= run.rung:  # a checkpoint may lie beyond it
+            record.wait_at_rung()
             return
-        with clock("evaluate"):
+        with run.clock("evaluate"):
             record.metrics = final_metrics(trainer) | monitor.summary()
             if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored
                 record.metrics |= test_metrics(trainer, data.test)
-            record.objective = objective_of(config, record.metrics)
-        with clock("save"):
-            save(trainer, tokenizer, folder)
-        status = record.status = Status.completed
+            objective = objective_of(run.config, record.metrics)
+        with run.clock("save"):
+            save(trainer, tokenizer, run.folder)
+        record.complete(objective)
     finally:
-        record.notes += monitor.finish(status.value, record.metrics)
+        record.notes += monitor.finish(record.outcome, record.metrics)
         record.alerts = monitor.alerts()
 
 
-def rung_of(config: Config, record: Record, steps: StepPlan) -> Optional[int]:
-    """The step at which the sweep wants to look before it lets this trial go on; None: train to the end."""
-    share = record.plan.get("stop_at")
-    if share is None:
-        return None
-    rung = rung_step(share, config.train.eval_steps, steps.total_steps, steps.warmup_steps)
-    return rung if rung < steps.total_steps else None
-
-
-def prepare(config: Config, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, record: Record) -> PreparedData:
+def prepare(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     """Read, check, mask and pack the data, or take what an earlier trial prepared; the report goes into the folder."""
-    data = prepare_data(config.dataset, tokenizer, cache_dir=default_cache_dir(), model=config.model)
+    data = prepare_data(run.config.dataset, tokenizer, cache_dir=default_cache_dir(), model=run.config.model)
     if data.validation is None:
         raise DataError("there are no validation rows: give dataset.validation_files or dataset.validation_fraction")
-    write_json_atomically(folder.data_report, data.report.as_json())
+    write_json_atomically(run.folder.data_report, data.report.as_json())
     print_summary(data.report.as_json(), Console())
-    record.fingerprints.update(data.fingerprints)
+    run.record.fingerprints.update(data.fingerprints)
     return data
 
 
-def plan_for(config: Config, data: PreparedData, record: Record, folder: RunFolder) -> StepPlan:
-    """Steps, now that the number of sequences is known; plan.json and the record learn them."""
+def plan_for(config: Config, data: PreparedData) -> StepPlan:
+    """The steps, now that the number of sequences is known."""
     train = data.report.splits["train"]
     steps = plan_steps(
         len(data.train),
@@ -131,29 +157,22 @@ def plan_for(config: Config, data: PreparedData, record: Record, folder: RunFold
         config.scheduler.warmup_ratio,
         config.scheduler.warmup_steps,
     )
-    batch = batch_of(record)
-    record.plan["steps"] = steps_as_dict(steps, batch, train.tokens, train.rows)
-    write_json_atomically(folder.plan, record.plan)
-    record.write(folder)
-    return steps
+    return replace(steps, tokens_per_epoch=train.tokens, documents=train.rows)
 
 
-def batch_of(record: Record) -> BatchPlan:
-    batch = record.plan["batch"]
-    return BatchPlan(batch["per_device_train_batch_size"], batch["gradient_accumulation_steps"], batch["num_devices"])
-
-
-def load(config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData, record: Record) -> PreTrainedModel:
-    """The model in its planned precision and with an attention that cannot mix packed documents."""
-    register_packed_attention()
-    device = record.plan["device"]["value"]
+def load(
+    config: Config, plan: Plan, tokenizer: PreTrainedTokenizerBase, data: PreparedData
+) -> tuple[PreTrainedModel, Choice]:
+    """The model in its planned precision, and its attention, one that cannot mix packed documents."""
     packs = "seq_lengths" in data.train.column_names
-    attention = choose_attention(config.model.attn_implementation, packs, device, architecture(config.model, tokenizer))
-    record.plan["attention"] = {"value": attention.value, "reason": attention.reason}
-    return load_model(config, tokenizer, record.plan["precision"]["value"], attention.value)
+    attention = choose_attention(
+        config.model.attn_implementation, packs, plan.device.value, architecture(config.model, tokenizer)
+    )
+    return load_model(config, tokenizer, plan.precision.value, attention.value), attention
 
 
 def identity_of(record: Record, resumed_step: int) -> RunIdentity:
+    """Who the run is, in every tracker."""
     return RunIdentity(
         trial_id=record.trial_id,
         name=record.name,
@@ -165,65 +184,64 @@ def identity_of(record: Record, resumed_step: int) -> RunIdentity:
     )
 
 
-def facts_of(config: Config, steps: StepPlan, model: PreTrainedModel, record: Record) -> RunFacts:
+def facts_of(run: Run, model: PreTrainedModel) -> RunFacts:
     """What the health rules judge the run against, and what utilisation is measured by."""
-    peak = config.monitor.peak_tflops
-    peak = peak * 1e12 if peak is not None else peak_flops(record.environment["device"])
+    peak, plan = run.config.monitor.peak_tflops, run.plan
+    peak = peak * 1e12 if peak is not None else peak_flops(run.record.environment["device"])
     return RunFacts(
-        total_steps=steps.total_steps,
-        warmup_steps=steps.warmup_steps,
-        planned_learning_rates=planned_learning_rates(config, steps),
-        flops_per_token=flops_per_token(config, model, record),
-        peak_flops=peak * batch_of(record).num_devices if peak is not None else None,
-        memory_gib=memory_capacity_gib(record.plan["device"]["value"]),
+        total_steps=run.steps.total_steps,
+        warmup_steps=run.steps.warmup_steps,
+        planned_learning_rates=planned_learning_rates(run.config, run.steps),
+        flops_per_token=flops_per_token(run, model),
+        peak_flops=peak * plan.batch.num_devices if peak is not None else None,
+        memory_gib=memory_capacity_gib(plan.device.value),
     )
 
 
-def flops_per_token(config: Config, model: PreTrainedModel, record: Record) -> float:
+def memory_capacity_gib(device: str) -> float:
+    """What there is: of the device for ``cuda``, else of the host or the container's share of it."""
+    return float(torch.cuda.mem_get_info()[1]) / GIB if device == "cuda" else host_capacity_gib()
+
+
+def flops_per_token(run: Run, model: PreTrainedModel) -> float:
     """Of one trained token, from the model's parameters outside the input embedding and the mean document length."""
-    architecture, steps = model.config.get_text_config(), record.plan["steps"]
+    layers, steps = model.config.get_text_config(), run.steps
     embedding = model.get_input_embeddings().weight.numel()
-    tied = getattr(architecture, "tie_word_embeddings", False)
+    tied = getattr(layers, "tie_word_embeddings", False)
     matmul = model.num_parameters() - (0 if tied else embedding)
-    trained = 1.0 if config.peft.method is PeftMethod.none else 0.0
-    length = steps["tokens_per_epoch"] / max(1, steps["documents"])
-    return training_flops_per_token(matmul, trained, architecture.num_hidden_layers, architecture.hidden_size, length)
+    trained = 1.0 if run.config.peft.method is PeftMethod.none else 0.0
+    length = steps.tokens_per_epoch / max(1, steps.documents)
+    return training_flops_per_token(matmul, trained, layers.num_hidden_layers, layers.hidden_size, length)
 
 
-def build_trainer(
-    config: Config,
-    record: Record,
-    steps: StepPlan,
-    folder: RunFolder,
+def trainer_of(
+    run: Run,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
-    monitor: Monitor,
-    stop: StopOnSignal,
+    watching: list[TrainerCallback],
     resumes: bool,
 ) -> ExperimentTrainer:
-    """SFTTrainer with prepared data and our callbacks."""
-    arguments = training_arguments(config, record.plan, batch_of(record), steps, folder, resumes)
-    try:
-        trainer = ExperimentTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            processing_class=tokenizer,
-            peft_config=adapter_config(config),
-            callbacks=callbacks(config, steps, monitor, stop, rung_of(config, record, steps)),
-        )
-    except ValueError as error:
-        if config.peft.method is PeftMethod.none or "Target modules" not in str(error):
-            raise
-        raise ConfigError(f"peft.target_modules={config.peft.target_modules}: {first_line(error)}") from error
-    trainer.remove_callback(PrinterCallback)
-    record.plan["loss_head"] = {"value": trainer.loss_head.value, "reason": trainer.loss_head.reason}
-    print(f"steps: {steps_line(record.plan['steps'])}")
-    for part in ("attention", "loss_head"):
-        print(f"{part.replace('_', ' ')}: {record.plan[part]['value']} ({record.plan[part]['reason']})")
+    """SFTTrainer with prepared data and our callbacks; what it chose is said and planned."""
+    arguments = training_arguments(run.config, run.plan, run.folder, resumes)
+    trainer = build_trainer(run.config, model, tokenizer, arguments, (data.train, data.validation), watching)
+    run.learn(loss_head=trainer.loss_head)
+    print(f"steps: {steps_line(run.steps, run.plan.batch)}")
+    for name, choice in (("attention", run.plan.attention), ("loss head", run.plan.loss_head)):
+        assert choice is not None
+        print(f"{name}: {choice.value} ({choice.reason})")
     trainer.answer_bytes = data.report.splits["validation"].answer_bytes
+    return trainer
+
+
+def answer_at_evaluations(
+    config: Config,
+    trainer: ExperimentTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreparedData,
+    monitor: Monitor,
+) -> None:
+    """Let each evaluation answer validation prompts: samples to read, and scores."""
     answers = AnswerValidationPrompts(config, tokenizer, data)
 
     def answer_metrics() -> dict[str, float]:
@@ -232,20 +250,18 @@ def build_trainer(
         return metrics
 
     trainer.extra_metrics = answer_metrics
-    return trainer
 
 
-def callbacks(
-    config: Config, steps: StepPlan, monitor: Monitor, stop: StopOnSignal, rung: Optional[int] = None
-) -> list[TrainerCallback]:
+def callbacks(run: Run, monitor: Monitor, stop: StopOnSignal) -> list[TrainerCallback]:
     """In the order they act: watch, decide, keep."""
-    patience = config.train.early_stopping_patience
+    train, rung = run.config.train, run.rung
+    patience = train.early_stopping_patience
     return [
         MonitorCallback(monitor),
-        EvaluateAndSave(evaluation_steps(config.train.eval_steps, steps.total_steps)),
+        EvaluateAndSave(evaluation_steps(train.eval_steps, run.steps.total_steps)),
         stop,
         *([StopAtRung(rung)] if rung is not None else []),
-        KeepCheckpoints(config.train.save_total_limit),
+        KeepCheckpoints(train.save_total_limit),
         *([EarlyStoppingCallback(patience)] if patience is not None else []),
         StopTogether(),
     ]
@@ -276,16 +292,16 @@ def final_metrics(trainer: ExperimentTrainer) -> dict[str, Any]:
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return {
         **evaluated,
-        "best/eval/loss": evaluated["eval/loss"],
+        f"best/{EVAL_LOSS}": evaluated[EVAL_LOSS],
         "best/step": best_step,
-        "train/loss": losses[-1] if losses else None,
+        TRAIN_LOSS: losses[-1] if losses else None,
         "total_steps": trainer.state.global_step,
         "tokens": trainer.state.num_input_tokens_seen,
         "epochs": round(float(trainer.state.epoch or 0.0), 4),
     }
 
 
-def objective_of(config: Config, metrics: dict[str, Any]) -> Optional[float]:
+def objective_of(config: Config, metrics: dict[str, Any]) -> float:
     """The configured metric; ``DataError`` when this run does not measure it."""
     if config.objective.metric not in metrics:
         measured_names = ", ".join(sorted(name for name in metrics if "/" in name))
@@ -301,18 +317,3 @@ def save(trainer: ExperimentTrainer, tokenizer: PreTrainedTokenizerBase, folder:
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(folder.model)
     wait_for_all()
-
-
-class Clock:
-    """Seconds of each phase, added up over attempts."""
-
-    def __init__(self, timings: dict[str, float]) -> None:
-        self.timings = timings
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[phase] = round(self.timings.get(phase, 0.0) + time.monotonic() - started, 3)

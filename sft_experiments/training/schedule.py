@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from sft_experiments.plan.arithmetic import StepPlan
+from sft_experiments.runs.plan_file import StepPlan
 from sft_experiments.schema import Config, SchedulerConfig
 
 

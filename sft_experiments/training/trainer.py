@@ -7,17 +7,22 @@
 Sums stay on the device and are read once per log event; the guard reads one flag per optimizer step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sft_experiments.errors import ConfigError, DataError, SftError, TrainingFailed
+from sft_experiments.errors import ConfigError, DataError, SftError, TrainingFailed, first_line
+from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.loss_head import LABELLED_ROWS, LossSums, add_loss_head, choose_loss_head, sums_from_fused
+from sft_experiments.training.model import adapter_config
 from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 # Decoders for which a right-padded batch gives the same result with and without its attention mask (each one is
@@ -224,3 +229,34 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     ) -> Any:
         unlabel_repeated_rows(self.accelerator, inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+
+def build_trainer(
+    config: Config,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: SFTConfig,
+    rows: tuple[Dataset, Dataset],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> ExperimentTrainer:
+    """The trainer of a run, of a check and of an evaluation. ``rows``: prepared rows to train and to evaluate on.
+
+    Raises ``ConfigError`` for adapters on modules that the model does not have.
+    """
+    train, evaluated = rows
+    try:
+        trainer = ExperimentTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=evaluated,
+            processing_class=tokenizer,
+            peft_config=adapter_config(config),
+            callbacks=list(callbacks),
+        )
+    except ValueError as error:
+        if config.peft.method is PeftMethod.none or "Target modules" not in str(error):
+            raise
+        raise ConfigError(f"peft.target_modules={config.peft.target_modules}: {first_line(error)}") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer

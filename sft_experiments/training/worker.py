@@ -28,12 +28,13 @@ from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.files import hold
 from sft_experiments.plan.machine import describe_environment
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder, folder_of, log_tail
-from sft_experiments.runs.record import Failure, Record, Status, read_record, utc_now
+from sft_experiments.runs.plan_file import read_plan
+from sft_experiments.runs.record import Failure, Record, Status, read_record
 from sft_experiments.secrets import redact_text
 from sft_experiments.training.callbacks import StopOnSignal
 from sft_experiments.training.checkpoints import drop_training_state
 from sft_experiments.training.ranks import end_with_launcher, meet, num_ranks, part, silenced, this_rank
-from sft_experiments.training.run import train_in_folder
+from sft_experiments.training.run import Run, train_in_folder
 
 SIGNAL_EXIT = 128
 NOWHERE = Path(os.devnull)
@@ -64,26 +65,28 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
     with hold(folder.lock, "its training"):
         record = read_record(trial)
         config = read_config(trial) if this_rank() == 0 else silenced(read_config(trial))
+        plan = read_plan(trial)
         _silence_libraries()
-        torch.set_num_threads(max(1, (threads or int(record.plan["threads"])) // num_ranks()))
+        torch.set_num_threads(max(1, (threads or plan.threads) // num_ranks()))
         stop = StopOnSignal()
         if threading.current_thread() is threading.main_thread():
             stop.install()
         _stop_when_orphaned()
         started = time.monotonic()
-        _mark_started(record, folder)
+        device = torch.cuda.get_device_name() if plan.device.value == "cuda" else plan.device.value
+        record.start(describe_environment(device, torch.get_num_threads()))
+        record.write(folder)
         try:
-            meet(record.plan["device"]["value"])
-            train_in_folder(folder, config, record, stop)
+            meet(plan.device.value)
+            train_in_folder(Run(folder, config, plan, record), stop)
             part()
             code = 0
         except Exception as error:  # the process boundary: whatever happened becomes part of the record
             code = _record_failure(record, error, folder)
         if stop.signal is not None and record.status is not Status.completed:
-            record.status, record.failure = Status.preempted, None
+            record.stop()
             if code != 0 or num_ranks() == 1:  # the launcher of ranks takes any such code for a failure
                 code = SIGNAL_EXIT + stop.signal
-        record.finished_at = utc_now()
         record.notes = list(dict.fromkeys(record.notes))  # a resumed run meets some of them again
         record.timings["total"] = round(record.timings.get("total", 0.0) + time.monotonic() - started, 3)
         record.write(folder)
@@ -99,15 +102,6 @@ def _silence_libraries() -> None:
     datasets.disable_progress_bars()
 
 
-def _mark_started(record: Record, folder: RunFolder) -> None:
-    record.status = Status.running
-    record.started_at, record.finished_at = utc_now(), None
-    record.attempts += 1
-    record.failure, record.objective = None, None
-    record.environment = describe_environment(record.plan["device"]["value"])
-    record.write(folder)
-
-
 def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
     """Classify the error, keep the traceback in the log, put the reason into the record.
 
@@ -120,8 +114,7 @@ def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
         print(redact_text(traceback.format_exc()), file=sys.stderr)
         message = "; ".join(line.strip() for line in message.splitlines())[:LONGEST_REASON]
     sys.stderr.flush()
-    record.status = status_of(error)
-    record.failure = Failure(type(error).__name__, message, log_tail(folder))
+    record.fail(status_of(error), Failure(type(error).__name__, message, log_tail(folder)))
     return error.exit_code if isinstance(error, SftError) else 1
 
 

@@ -33,7 +33,7 @@ def test_eval_loss_rising_while_train_loss_falls_is_overfitting() -> None:
 
 def test_a_run_whose_length_is_given_in_steps_is_changed_in_steps() -> None:
     overfitted = evidence([3.0, 2.0, 1.5, 1.6, 1.8, 2.0], [3.0, 2.0, 1.4, 1.0, 0.7, 0.4], train__max_steps=200)
-    short = evidence([2.0, 1.0], plan={"steps": {"total_steps": 40, "warmup_steps": 20}}, train__max_steps=40)
+    short = evidence([2.0, 1.0], steps=(40, 20), train__max_steps=40)
     for advice, words in (
         (overfitting(overfitted), "train.max_steps=80"),
         (too_few_steps(short), "train.max_steps=80"),
@@ -44,7 +44,7 @@ def test_a_run_whose_length_is_given_in_steps_is_changed_in_steps() -> None:
 
 
 def test_without_max_steps_a_short_run_gets_twice_the_epochs() -> None:
-    advice = too_few_steps(evidence([2.0, 1.0], plan={"steps": {"total_steps": 40, "warmup_steps": 20}}))
+    advice = too_few_steps(evidence([2.0, 1.0], steps=(40, 20)))
     assert advice is not None
     assert "train.num_train_epochs=4" in advice.command
 
@@ -88,10 +88,9 @@ def test_a_plateau_is_no_reason_to_go_where_it_was_worse() -> None:
 
 @pytest.mark.parametrize(("total", "warmup", "expected"), [(200, 20, False), (40, 20, True), (200, 90, True)])
 def test_too_few_steps_after_warmup_are_pointed_out(total: int, warmup: int, expected: bool) -> None:
-    plan = {"steps": {"total_steps": total, "warmup_steps": warmup}}
-    advice: Advice | None = too_few_steps(evidence([2.0, 1.0], plan=plan))
+    advice: Advice | None = too_few_steps(evidence([2.0, 1.0], steps=(total, warmup)))
     assert (advice is not None) is expected
 
 
 def test_a_record_without_a_plan_gives_no_advice_about_steps() -> None:
-    assert too_few_steps(evidence([2.0, 1.0], plan={})) is None
+    assert too_few_steps(evidence([2.0, 1.0], steps=None)) is None

@@ -15,6 +15,8 @@ from sft_experiments.commands.plan_view import as_dict
 from sft_experiments.config.hydra import composed
 from sft_experiments.errors import ConfigError
 from sft_experiments.launch.trial import plan_run
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.terminal import console
 from tests.commands.conftest import planned
 
@@ -72,7 +74,7 @@ def test_a_price_is_that_of_all_devices_for_the_time_of_a_run_like_it(
     record = json.loads((trained / "record.json").read_text())
     monkeypatch.setenv("SFT_CACHE_DIR", sft_environment["SFT_CACHE_DIR"])  # knows how many tokens the data have
     kept = [item for item in record["overrides"] if not item.startswith("train.max_steps")]
-    threads = f"compute.threads={record['plan']['threads']}"
+    threads = f"compute.threads={read_plan(RunFolder(trained)).threads}"
     arguments = [*kept, "train.max_steps=120", f"output_dir={trained.parents[1]}", threads]
     one = outlook(arguments, price=3.6)
     seconds, duration = one.seconds_to_run(), one.forecasts[0].duration

@@ -7,10 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from sft_experiments.config.hydra import composed
-from sft_experiments.config.validate import ELSEWHERE, RANGES
-from sft_experiments.data.demo import DEMO_DEFAULTS
 from sft_experiments.errors import ConfigError
 from sft_experiments.launch.trial import plan_run
+from sft_experiments.runs.identity import keys
 from sft_experiments.schema import Config
 
 
@@ -25,8 +24,8 @@ def numbers(schema: type = Config, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_number_of_the_schema_has_a_range_and_nothing_else_has() -> None:
-    demo = {f"dataset.demo.{key}" for key in DEMO_DEFAULTS}
-    assert {*RANGES, *ELSEWHERE} == {*numbers(), *demo}
+    judged = {name for name, key in keys().items() if key.within is not None or key.judged_in is not None}
+    assert judged == {*numbers()}
 
 
 OUTSIDE = {

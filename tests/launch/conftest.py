@@ -1,12 +1,12 @@
 """Composed configs and planned trials without training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from sft_experiments.config.hydra import Request, conf_dir, register
+from sft_experiments.config.hydra import composed
 from sft_experiments.launch.trial import Trial, plan_trial
 
 
@@ -17,8 +17,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tr
     monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
 
     def plan(*overrides: str, **request: object) -> Trial:
-        register()
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            return plan_trial(compose("config", overrides=list(overrides)), Request(list(overrides), **request))
+        with composed(overrides) as composer:
+            return plan_trial(composer.master, replace(composer.request(), **request))  # type: ignore[arg-type]
 
     return plan

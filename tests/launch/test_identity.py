@@ -28,12 +28,44 @@ def test_names_places_and_watching_do_not_change_the_id(planned, override: str) 
     [
         "train.learning_rate=3e-3", "train.effective_batch_size=8", "train.seed=1", "train.data_seed=1",
         "scheduler=linear", "train.precision=bf16", "dataset.max_length=32", "dataset.demo.seed=1", "peft=lora",
-        "model.config.num_hidden_layers=3", "generation.max_new_tokens=9",
+        "model.config.num_hidden_layers=3",
         "compute.num_devices=2", "+train.extra.neftune_noise_alpha=5",
     ],
 )  # fmt: skip
 def test_what_decides_the_result_changes_the_id(planned, override: str) -> None:
     assert planned(override).id != planned().id
+
+
+@pytest.mark.parametrize(
+    ("option", "override"),
+    [
+        ("", "generation.num_samples=1"),
+        ("", "generation.exact_match_rows=10"),
+        ("", "generation.max_new_tokens=9"),
+        ("", "peft.r=8"),
+        ("", "dataset.hub_id=owner/data"),
+        ("train.max_steps=9", "train.num_train_epochs=7"),
+        ("scheduler.warmup_steps=2", "scheduler.warmup_ratio=0.2"),
+    ],
+)
+def test_what_nothing_reads_or_only_shows_does_not_change_the_id(planned, option: str, override: str) -> None:
+    options = [option] if option else []
+    assert planned(*options, override).id == planned(*options).id
+
+
+def test_generation_decides_exactly_when_the_objective_is_measured_on_answers(planned) -> None:
+    by_answers = ["objective.metric=eval/exact_match", "objective.direction=maximize"]
+    for decides in ("generation.exact_match_rows=10", "generation.max_new_tokens=9"):
+        assert planned(*by_answers, decides).id != planned(*by_answers).id
+    assert planned(*by_answers, "generation.num_samples=1").id == planned(*by_answers).id
+
+
+def test_the_folder_of_a_run_of_0_1_0_is_found_although_its_id_was_another(planned, tmp_path: Path) -> None:
+    with_steps = planned("train.max_steps=100")
+    assert with_steps.id != "72ccae018a8c"  # the id that 0.1.0 gave it; its epochs were a part of that
+    (with_steps.folder.path.parent / "72ccae018a8c").mkdir(parents=True)
+    assert planned("train.max_steps=100").folder.path.name == "72ccae018a8c"
+    assert planned().id == "58191b71fb4a"  # as it was
 
 
 def test_sharded_trials_have_ids_of_their_own(planned) -> None:

@@ -8,6 +8,7 @@ from sft_experiments.launch.ranks import STARTS, first_failure, rank_command
 from sft_experiments.launch.settle import settle
 from sft_experiments.launch.start import worker_environment
 from sft_experiments.runs.folder import RunFolder, find_run_folders, folder_of
+from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, write_plan
 from sft_experiments.runs.record import Failure, Record, Status, read_record
 
 # As torch 2.13 writes it: rank 1 failed, and rank 0 was stopped because of that.
@@ -37,7 +38,8 @@ Root Cause (first observed failure):
 def two_ranks(path: Path, status: Status, code: int) -> RunFolder:
     """A trial over two ranks whose second one ended with ``code``."""
     folder = RunFolder(path)
-    record = Record("abc", "name", "label", status, plan={"batch": {"num_devices": 2}})
+    record = Record("abc", "name", "label", status)
+    write_plan(folder, Plan(BatchPlan(4, 1, 2), Choice("cpu", ""), Choice("fp32", ""), threads=2))
     if status is Status.failed:
         record.failure = Failure("RuntimeError", "connection closed by peer")
     record.write(folder)

@@ -29,7 +29,7 @@ def test_a_trial_of_the_same_shape_starts_with_what_fitted(shrunk: Trial, planne
     (recalled,) = recall([trial])
     batch = recalled.plan.batch
     assert (batch.per_device_train_batch_size, batch.effective_batch_size) == (16, 64)
-    assert recalled.record.plan["batch"]["gradient_accumulation_steps"] == 4
+    assert recalled.plan.batch.gradient_accumulation_steps == 4
     assert recalled.record.notes == ["per-device batch 16: a larger one did not fit"]
     assert recalled.id == trial.id
 

@@ -52,7 +52,7 @@ def test_a_folder_in_use_by_another_process_is_refused_at_once(planned) -> None:
     trial = planned()
     trial.write()
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom sft_experiments.run.lock import hold\n"
+        "import sys, time\nfrom pathlib import Path\nfrom sft_experiments.files import hold\n"
         f"with hold(Path({str(trial.folder.lock.resolve())!r}), 'a test'):\n"
         "    print('held', flush=True)\n    time.sleep(60)"
     )

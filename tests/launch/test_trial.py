@@ -51,7 +51,7 @@ def test_starting_over_moves_what_was_there_aside(planned) -> None:
 
 
 def test_every_dial_has_an_origin(planned) -> None:
-    values = planned("train.weight_decay=0.05", axes={"train.learning_rate": 0.001}).record.plan["values"]
+    values = planned("train.weight_decay=0.05", axes={"train.learning_rate": 0.001}).plan.values
     assert values["train.weight_decay"]["origin"] == "command line"
     assert values["train.learning_rate"]["origin"] == "sweep"
     assert values["train.num_train_epochs"]["origin"] == "model size class tiny"
@@ -59,19 +59,19 @@ def test_every_dial_has_an_origin(planned) -> None:
 
 
 def test_the_learning_rate_names_the_adapters_factor_only_where_it_changes_it(planned) -> None:
-    origins = [planned(*peft).record.plan["values"]["train.learning_rate"]["origin"] for peft in ([], ["peft=lora"])]
+    origins = [planned(*peft).plan.values["train.learning_rate"]["origin"] for peft in ([], ["peft=lora"])]
     assert origins == ["model size class tiny", "model size class tiny x peft.learning_rate_factor"]
 
 
 def test_epochs_are_no_dial_where_max_steps_decides(planned) -> None:
-    values = planned("train.max_steps=5").record.plan["values"]
+    values = planned("train.max_steps=5").plan.values
     assert "train.num_train_epochs" not in values and values["train.max_steps"]["value"] == 5
 
 
 def test_an_experiment_is_named_as_the_origin(planned, tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text("{}\n")
     overrides = ["experiment=llama3_1_8b_tutorial", "dataset.train_files=chat.jsonl"]
-    values = planned(*overrides, experiment="llama3_1_8b_tutorial").record.plan["values"]
+    values = planned(*overrides).plan.values
     assert values["train.learning_rate"] == {"value": 2e-5, "origin": "experiment"}
     assert values["scheduler.warmup_ratio"]["origin"] == "experiment"
 

@@ -135,7 +135,7 @@ def test_a_model_built_at_random_needs_no_source():
 
 def test_looking_at_the_source_imports_nothing_heavy():
     code = (
-        "import sys, sft_experiments.training.model_gate\n"
+        "import sys, sft_experiments.models.source\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     assert (

@@ -10,7 +10,7 @@ import torch
 from sft_experiments.models.shape import peak_flops, training_flops_per_token
 from sft_experiments.monitor.measure import Speed, WeightSample, measure_memory, measured
 from sft_experiments.monitor.rules import RunFacts
-from sft_experiments.plan.machine import memory_capacity_gib
+from sft_experiments.training.run import memory_capacity_gib
 
 
 def test_upstream_names_become_ours() -> None:

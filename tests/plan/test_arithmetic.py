@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.plan.arithmetic import BatchPlan, plan_batch, plan_steps, resolve_warmup
+from sft_experiments.plan.arithmetic import halved, plan_batch, plan_steps, resolve_warmup
+from sft_experiments.runs.plan_file import BatchPlan
 
 sizes = st.integers(1, 2048)
 devices = st.integers(1, 64)
@@ -45,7 +46,7 @@ def test_the_worked_examples_hold(per_device: int, accumulation: int, num_device
 def test_halving_keeps_the_effective_batch_and_ends_at_one(effective: int, per_device: int) -> None:
     plan = plan_batch(effective, "auto", largest=per_device)
     seen = [plan]
-    while (smaller := seen[-1].halved()) is not None:
+    while (smaller := halved(seen[-1])) is not None:
         assert smaller.effective_batch_size == effective
         assert smaller.per_device_train_batch_size <= seen[-1].per_device_train_batch_size // 2
         seen.append(smaller)

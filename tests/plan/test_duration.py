@@ -9,6 +9,8 @@ import pytest
 from sft_experiments.models.shape import typical_shape
 from sft_experiments.plan.duration import UTILISATION, Likeness, Load, computed_duration, from_measured, measured_runs
 from sft_experiments.plan.memory import GIB
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, write_plan
 
 LIKE = Likeness("m", "cpu", "cpu", "fp32", 1, "none", 64, "none")
 
@@ -18,17 +20,14 @@ def write_run(
 ) -> None:
     folder.mkdir(parents=True)
     record = {
-        "trial_id": "x", "status": status, "attempts": 1,
+        "trial_id": "x", "name": "n", "label": "", "status": status, "attempts": 1,
         "config": {
             "model": {"name": "m"}, "peft": {"method": "none"}, "dataset": {"max_length": 64, "packing": "none"},
-        },
-        "plan": {
-            "device": {"value": "cpu"}, "precision": {"value": "fp32"}, "threads": 1,
-            "batch": {"effective_batch_size": effective, "gradient_accumulation_steps": 1},
         },
         "environment": {"device": "cpu"}, "timings": {"train": train_seconds},
         "metrics": {"tokens": 1000, "total_steps": 9},
     }  # fmt: skip
+    write_plan(RunFolder(folder), Plan(BatchPlan(effective, 1, 1), Choice("cpu", ""), Choice("fp32", ""), threads=1))
     (folder / "record.json").write_text(json.dumps(record))
     losses = [{"step": 0, "eval/loss": 2.0}, {"step": 9, "eval/loss": 1.0}]
     events = [losses[0], {"step": 1, "train/tokens_per_second": tokens_per_second}, losses[1]]

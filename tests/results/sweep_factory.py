@@ -8,10 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from sft_experiments.results.collect import Collection, Run, flatten
+from sft_experiments.results.collect import Collection, Run
 from sft_experiments.results.rank import Comparison, compare_runs
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, StepPlan, write_plan
 from sft_experiments.runs.record import Failure, Record, Status
+from sft_experiments.values import flatten
 
 RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 BATCHES = [8, 16, 32]
@@ -60,9 +62,12 @@ def make_run(
     objective: float | None,
     seed: int = 42,
     status: Status = Status.completed,
+    steps: tuple[int, int] | None = (200, 20),
     **changes: Any,
 ) -> Run:
-    """One run, not on disk. ``changes`` replace fields of the record, or of its config as ``train__seed=1``."""
+    """One run, not on disk. ``steps``: all and those of warmup; None: it left no plan. ``changes``
+    replace fields of the record, or of its config as ``train__seed=1``.
+    """
     settings = {key: changes.pop(key) for key in list(changes) if "__" in key}
     label = f"learning_rate={rate:g},effective_batch_size={batch}" + (f",seed={seed}" if seed != 42 else "")
     suffix = "".join(f"-{value}" for value in settings.values())
@@ -81,10 +86,6 @@ def make_run(
         "sweep": sweep.name,
         "command": f"sft train model=tiny dataset=demo train.learning_rate={rate:g} train.effective_batch_size={batch}",
         "config": config_of(rate, batch, seed, **settings),
-        "plan": {
-            "steps": {"total_steps": 200, "warmup_steps": 20},
-            "values": {"train.learning_rate": {"value": rate, "origin": "command line"}},
-        },
         "objective": objective,
         "metrics": {
             **{"best/step": 180, "tokens": 120_000, "total_steps": 200, "best/eval/loss": objective},
@@ -100,7 +101,21 @@ def make_run(
         "failure": Failure("FloatingPointError", "loss is nan at step 3", tail) if failed else None,
     }
     record = Record(**(values | changes))
-    return Run(folder, record, dict(flatten(record.config)))
+    run = Run(folder, record, flatten(record.config))
+    run.__dict__["plan"] = None if steps is None else plan_of(rate, batch, steps)  # where the property keeps it
+    return run
+
+
+def plan_of(rate: float, batch: int, steps: tuple[int, int]) -> Plan:
+    """The plan of a run on the CPU."""
+    return Plan(
+        BatchPlan(batch, 1, 1),
+        Choice("cpu", "no GPU is visible"),
+        Choice("fp32", "a tiny model"),
+        threads=1,
+        values={"train.learning_rate": {"value": rate, "origin": "command line"}},
+        steps=StepPlan(100 * batch, 100, *steps, batch),
+    )
 
 
 def write_run(
@@ -116,6 +131,8 @@ def write_run(
     """One run folder; see ``make_run``."""
     run = make_run(sweep, rate, batch, objective, seed, status, **changes)
     run.record.write(run.folder)
+    if run.plan is not None:
+        write_plan(run.folder, run.plan)
     if curves:
         write_curves(run.folder, rate, batch, objective if objective is not None else 2.0, seed)
     return run.folder

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.results.collect import collect_runs, flatten
+from sft_experiments.results.collect import collect_runs
+from sft_experiments.values import flatten
 from tests.results.sweep_factory import write_grid, write_run
 
 

@@ -111,7 +111,7 @@ def test_no_best_run_without_a_completed_one(tmp_path: Path) -> None:
 
 def test_comparing_imports_nothing_heavy() -> None:
     program = (
-        "import sys, sft_experiments.report.commands, sft_experiments.report.page\n"
+        "import sys, sft_experiments.commands.results, sft_experiments.report.page\n"
         "names = {'torch', 'transformers', 'datasets', 'trl', 'pandas', 'plotly', 'numpy', 'jinja2'}\n"
         "heavy = names & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"

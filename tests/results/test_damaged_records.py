@@ -16,8 +16,7 @@ from tests.results.sweep_factory import write_run
 
 JUNK: list[Any] = [None, 3, float("nan"), float("inf"), "text", [], ["x"], [{"rule": 1}], {}, {"a": {"b": None}}, True]
 NESTED = ["metrics.tokens", "metrics.best/step", "timings.train", "timings.total", "fingerprints.train_data",
-          "config.train", "axes.train.learning_rate", "environment.git", "environment.versions", "plan.steps",
-          "plan.values"]  # fmt: skip
+          "config.train", "axes.train.learning_rate", "environment.git", "environment.versions"]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [field.name for field in fields(Record)] + NESTED)
@@ -34,7 +33,20 @@ def test_junk_in_any_place_is_survived(tmp_path: Path, place: str) -> None:
         assert "0.5000" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("place", ["metrics.tokens", "alerts", "plan.values", "config.train", "environment.git"])
+@pytest.mark.parametrize("place", ["steps", "steps.total_steps", "values", "batch", "device"])
+def test_a_damaged_plan_is_survived_by_table_and_page(tmp_path: Path, place: str) -> None:
+    write_run(tmp_path, 1e-3, 8, 0.5, curves=True)
+    folder = write_run(tmp_path, 2e-3, 8, 0.4)
+    content = json.loads(folder.plan.read_text(encoding="utf-8"))
+    outer, _, inner = place.partition(".")
+    for junk in JUNK:
+        damaged = {**content, outer: {**content[outer], inner: junk} if inner else junk}
+        folder.plan.write_text(json.dumps(damaged), encoding="utf-8")
+        compare([tmp_path], Console(file=io.StringIO(), width=100))
+        assert write_report(tmp_path).stat().st_size > 0
+
+
+@pytest.mark.parametrize("place", ["metrics.tokens", "alerts", "config.train", "environment.git"])
 def test_the_page_survives_junk_as_well(tmp_path: Path, place: str) -> None:
     write_run(tmp_path, 1e-3, 8, 0.5, curves=True)
     folder = write_run(tmp_path, 2e-3, 8, 0.4)

@@ -76,7 +76,7 @@ def test_a_killed_process_loses_no_finished_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     script = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from sft_experiments.monitor.metrics_file import JsonLinesFile\n"
+        "from sft_experiments.runs.events import JsonLinesFile\n"
         "file = JsonLinesFile(Path(sys.argv[1]))\n"
         "for step in range(100): file.append({'step': step})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

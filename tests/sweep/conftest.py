@@ -16,6 +16,7 @@ import pytest
 from sft_experiments.commands import main
 from sft_experiments.launch.start import warm_up
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.plan_file import Plan, read_plan
 from sft_experiments.runs.record import Record, read_record
 from tests.conftest import SMALL_DEMO
 
@@ -48,6 +49,9 @@ class Done:
     def trial(self, rate: float) -> RunFolder:
         (path,) = self.folder.glob(f"*{self.by_rate()[rate].trial_id}")
         return RunFolder(path)
+
+    def plan(self, rate: float) -> Plan:
+        return read_plan(self.trial(rate))
 
     def weights(self, rate: float) -> bytes:
         return (self.trial(rate).model / "model.safetensors").read_bytes()

@@ -8,13 +8,16 @@ import pytest
 from rich.console import Console
 
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, StepPlan, write_plan
 from sft_experiments.runs.record import Record, Status
 from sft_experiments.sweep.board import LiveBoard, PlainBoard, duration, latest_metrics
 
 
 def trial(root: Path, name: str, status: Status, **values: object) -> RunFolder:
     folder = RunFolder(root / name)
-    Record(name, "sweep", f"learning_rate={name}", status, plan={"steps": {"total_steps": 10}}, **values).write(folder)  # type: ignore[arg-type]
+    steps = StepPlan(sequences=80, steps_per_epoch=10, total_steps=10, warmup_steps=0, last_group_examples=8)
+    write_plan(folder, Plan(BatchPlan(8, 1, 1), Choice("cpu", ""), Choice("fp32", ""), threads=1, steps=steps))
+    Record(name, "sweep", f"learning_rate={name}", status, **values).write(folder)  # type: ignore[arg-type]
     return folder
 
 

@@ -82,8 +82,8 @@ def test_out_of_memory_keeps_the_effective_batch_and_the_result(
     assert done.code == 0, done.shown
     first, second = done.by_rate()[0.001], done.by_rate()[0.002]
     for rate, record in done.by_rate().items():
-        batch = record.plan["batch"]
-        assert (batch["per_device_train_batch_size"], batch["gradient_accumulation_steps"]) == (2, 4)
+        batch = done.plan(rate).batch
+        assert (batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == (2, 4)
         assert record.objective == pytest.approx(quiet.by_rate()[rate].objective, abs=1e-5)
         assert any("did not fit" in note or "out of memory with 4 per device" in note for note in record.notes)
     assert first.attempts == 3  # 8, 4 and 2 per device
@@ -99,7 +99,7 @@ def test_a_later_launch_starts_with_the_batch_that_fitted(
     assert done.code == 0, done.shown
     new = done.by_rate()[0.002]
     assert new.attempts == 1
-    assert new.plan["batch"]["per_device_train_batch_size"] == 2
+    assert done.plan(0.002).batch.per_device_train_batch_size == 2
     assert new.notes == ["per-device batch 2: a larger one did not fit"]
     assert new.objective == pytest.approx(quiet.by_rate()[0.002].objective, abs=1e-5)
 

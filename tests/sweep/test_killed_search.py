@@ -62,7 +62,7 @@ def launch(tmp_path: Path, faulty_environment: dict[str, str], plant: Callable[.
     launched: list[subprocess.Popen[bytes]] = []
 
     def start(code: str, *overrides: str) -> "subprocess.Popen[bytes]":
-        script = f"import sys\nfrom sft_experiments.cli import main\n{code}\nsys.exit(main(sys.argv[1:]))"
+        script = f"import sys\nfrom sft_experiments.commands import main\n{code}\nsys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", script, "train", "-m", *TINY, *SPACE, *overrides]
         with (tmp_path / "launches.txt").open("ab") as shown:
             launched.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=shown, stderr=shown))
@@ -119,16 +119,16 @@ def test_a_search_killed_again_and_again_ends_as_the_quiet_one(
 
 DIE = "import os, signal\ndef die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
 MOMENTS = {
-    "before anything is proposed": "from sft_experiments.sweep import bayes\nbayes.propose = die",
+    "before anything is proposed": "from sft_experiments.sweep.search import bayes\nbayes.propose = die",
     "records written, nothing told": """
-from sft_experiments.sweep import bayes
+from sft_experiments.sweep.search import bayes
 bayes.tell = die""",
     "one of a batch told": """
-from sft_experiments.sweep import bayes
+from sft_experiments.sweep.search import bayes
 tell = bayes.tell
 bayes.tell = lambda study, one, folder: die() if one.number == 3 else tell(study, one, folder)""",
     "between two proposals of a batch": """
-from sft_experiments.sweep import bayes
+from sft_experiments.sweep.search import bayes
 propose = bayes.propose
 bayes.propose = lambda study, *rest: die() if len(study.trials) == 5 else propose(study, *rest)""",
     "in the middle of telling": """

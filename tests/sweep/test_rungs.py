@@ -208,7 +208,7 @@ def test_a_batch_that_was_found_too_large_stays_smaller_at_later_rungs(
     assert done.code == 0, done.shown
     assert sorted(record.attempts for record in done.records()) in ([1, 3], [2, 2])  # one more in all than rungs
     winner = winner_of(done)
-    assert done.by_rate()[winner].plan["batch"]["per_device_train_batch_size"] == 4
+    assert done.plan(winner).batch.per_device_train_batch_size == 4
     assert done.by_rate()[winner].objective == pytest.approx(quiet.by_rate()[winner].objective, abs=1e-5)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft_experiments.runs.folder import find_run_folders, folder_of
+from sft_experiments.runs.plan_file import BatchPlan
 from sft_experiments.runs.record import Record, Status, read_record
 from sft_experiments.sweep import pool
 from tests.sweep.conftest import Done
@@ -41,8 +42,8 @@ def test_two_ranks_give_the_result_of_one(on_two_ranks: Done, quiet: Done) -> No
         one = quiet.by_rate()[rate]
         assert_equal_result(record, one)
         assert record.trial_id != one.trial_id  # the last bits differ, so the number of devices is part of the id
-        batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_devices": 2}
-        assert record.plan["batch"] == {**batch, "effective_batch_size": 8}
+        batch = on_two_ranks.plan(rate).batch
+        assert (batch, batch.effective_batch_size) == (BatchPlan(4, 1, 2), 8)
         assert (record.status, record.attempts, record.failure, record.notes) == (Status.completed, 1, None, [])
         assert {*record.timings} >= TIMINGS
         assert record.environment["threads"] == 1
@@ -173,7 +174,7 @@ def test_a_killed_rank_and_a_smaller_batch_do_not_change_the_result(
     assert [record.attempts for record in done.records()] == [2, 2]
     assert done.weights(0.001) == on_two_ranks.weights(0.001)
     assert_equal_result(done.by_rate()[0.002], on_two_ranks.by_rate()[0.002])
-    assert done.by_rate()[0.002].plan["batch"]["per_device_train_batch_size"] == 2
+    assert done.plan(0.002).batch.per_device_train_batch_size == 2
 
 
 def test_a_resumed_epoch_counts_no_row_of_its_partial_last_step_twice(

@@ -11,9 +11,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTTrainer
 
+from sft_experiments.runs.plan_file import Choice
 from sft_experiments.training import loss_head
 from sft_experiments.training import trainer as trainer_module
-from sft_experiments.training.loss_head import LABELLED_ROWS, TRL_FUSED, LossHead, choose_loss_head, rows_loss
+from sft_experiments.training.loss_head import LABELLED_ROWS, TRL_FUSED, choose_loss_head, rows_loss
 from sft_experiments.training.trainer import ExperimentTrainer
 from tests.training.trainer_setup import make_trainer, small_config
 
@@ -111,7 +112,7 @@ def test_the_fallback_to_the_head_of_trl_trains_like_stock_trl(
     model_type: str, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gemma: the choice of a GPU; mixtral: with the load-balancing loss of its experts."""
-    choice = LossHead(TRL_FUSED, "as on a GPU")
+    choice = Choice(TRL_FUSED, "as on a GPU")
     monkeypatch.setattr(trainer_module, "choose_loss_head", lambda *_: choice)
     results = []
     for kind in (ExperimentTrainer, SFTTrainer):

@@ -1,6 +1,7 @@
 """What `sft schedules` shows is what a run logs, at every step, for every schedule that conf/scheduler offers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from sft_experiments.commands.schedules import sample_points, sparkline, write_html, write_png
 from sft_experiments.config.hydra import composed, conf_dir
 from sft_experiments.launch.trial import plan_run
-from sft_experiments.plan.arithmetic import BatchPlan, StepPlan
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import BatchPlan, Choice, StepPlan
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.schedule import planned_learning_rates
 from sft_experiments.training.trainer import ExperimentTrainer
@@ -32,8 +33,8 @@ def test_the_preview_is_what_the_trainer_logs_at_every_step(
     config = trial.config
     config.train.logging_steps, config.train.eval_on_start, config.train.load_best_model_at_end = 1, False, False
     config.train.extra |= {"save_strategy": "no"}
-    plan = {**trial.record.plan, "attention": {"value": "sdpa", "reason": ""}}
-    arguments = training_arguments(config, plan, BatchPlan(4, 1, 1), steps, RunFolder(tmp_path), resumes=False)
+    plan = replace(trial.plan, batch=BatchPlan(4, 1, 1), steps=steps, attention=Choice("sdpa", ""))
+    arguments = training_arguments(config, plan, RunFolder(tmp_path), resumes=False)
     rows = tiny_rows()
     trainer = ExperimentTrainer(
         model=tiny_model(), args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=tiny_tokenizer

@@ -12,34 +12,36 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import json, sys, tempfile
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
-from sft_experiments.launch.trial import plan_run
-from sft_experiments.composition import composed
+
+from sft_experiments.config.hydra import composed, conf_dir
 from sft_experiments.data.demo import build_demo_tokenizer
-from sft_experiments.plan.batch import BatchPlan, StepPlan
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.launch.trial import plan_run
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import BatchPlan, Choice, StepPlan
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.schedule import planned_learning_rates
-from sft_experiments.training.schedule_preview import scheduler_options
-from sft_experiments.training.trainer_class import ExperimentTrainer
-from pathlib import Path
+from sft_experiments.training.trainer import ExperimentTrainer
 
 torch.set_num_threads(1)
 tokenizer = build_demo_tokenizer()
 rows = Dataset.from_dict({"input_ids": [[5, 6, 7, 8]] * 24, "labels": [[-100, 6, 7, 8]] * 24})
 results = {}
-for name in scheduler_options():
+for name in sorted(file.stem for file in (conf_dir() / "scheduler").glob("*.yaml")):
     steps = StepPlan(24, 3, 7, 0 if name == "constant" else 2, 8)
     with composed([f"scheduler={name}", "logger=none"]) as composition:
         trial = plan_run(composition)
     config = trial.config
     config.train.logging_steps, config.train.eval_on_start, config.train.load_best_model_at_end = 1, False, False
     config.train.extra |= {"save_strategy": "no"}
-    plan = {**trial.record.plan, "attention": {"value": "sdpa", "reason": ""}}
+    plan = replace(trial.plan, batch=BatchPlan(4, 1, 2), steps=steps, attention=Choice("sdpa", ""))
     folder = RunFolder(Path(tempfile.mkdtemp()))
-    arguments = training_arguments(config, plan, BatchPlan(4, 1, 2), steps, folder, resumes=False)
+    arguments = training_arguments(config, plan, folder, resumes=False)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     trainer = ExperimentTrainer(

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig
 from sft_experiments.errors import SftError
 from sft_experiments.training.packed_attention import PACKED
-from sft_experiments.training.trainer_class import ExperimentTrainer
+from sft_experiments.training.trainer import ExperimentTrainer
 
 folder, size = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)

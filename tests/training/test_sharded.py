@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from sft_experiments.config.hydra import composed
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Record, Status, read_record
 from tests.conftest import SMALL_DEMO
 
@@ -39,7 +41,7 @@ def train(tmp_path: Path, sft_environment: dict[str, str], monkeypatch: pytest.M
         if command is SHARDED:  # the key needs CUDA; a worker does what its folder says
             trial.record.config["compute"]["fsdp"] = True
         if until is not None:
-            trial.record.plan["stop_at"] = until
+            trial = replace(trial, plan=replace(trial.plan, stop_at=until))
         trial.write()
         environment = {**sft_environment, "PYTHONPATH": str(Path(__file__).parents[2])}
         subprocess.run([*command, str(trial.folder.path)], env={**os.environ, **environment}, check=True, timeout=300)
@@ -55,7 +57,8 @@ def test_a_sharded_run_stops_resumes_and_ends_with_the_result_of_one_process(tra
     assert stopped.status is Status.pruned
     parts, record = train("parts", "compute.num_devices=2", command=SHARDED)
     assert (record.status, record.attempts) == (Status.completed, 2)
-    assert record.plan["loss_head"]["value"] == "trl_fused"
+    loss_head = read_plan(parts).loss_head
+    assert loss_head is not None and loss_head.value == "trl_fused"
     for name in ("eval/loss", "train/loss", "eval/mean_token_accuracy"):
         assert record.metrics[name] == pytest.approx(alone.metrics[name], abs=1e-5), name
     assert record.metrics["tokens"] == alone.metrics["tokens"]

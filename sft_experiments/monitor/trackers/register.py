@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from enum import Enum
 from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
@@ -15,6 +14,7 @@ from sft_experiments.runs.events import Alert, Event, Sample
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import Config
 from sft_experiments.secrets import redact, redact_text
+from sft_experiments.values import flatten, plain
 
 OURS = ("tensorboard", "wandb", "trackio")
 UPSTREAM = (
@@ -51,17 +51,7 @@ def upstream_names(names: list[str]) -> list[str]:
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """The whole config as ``{"train.learning_rate": 0.002, ...}``, without secrets."""
-    return dict(_flatten(redact(asdict(config))))
-
-
-def _flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            pairs += _flatten(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, value.value if isinstance(value, Enum) else value))
-    return pairs
+    return flatten(plain(redact(asdict(config))))
 
 
 def _build(name: str, config: Config, folder: RunFolder) -> Tracker:

@@ -141,8 +141,9 @@ SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, os.environ["REPOSITORY"])
-from sft_experiments.monitor.trackers import RunIdentity, build_trackers
-from sft_experiments.run.folder import RunFolder
+from sft_experiments.monitor.trackers.register import build_trackers
+from sft_experiments.monitor.trackers.tracker import RunIdentity
+from sft_experiments.runs.folder import RunFolder
 from tests.monitor.conftest import run_config
 
 config = run_config("wandb")
