@@ -18,6 +18,7 @@ from benchmarks.processes import CORES, python, run, run_together
 from benchmarks.world import Job, World, build_world, check_same_losses, our_losses, our_settings, script_run
 from sft_experiments.commands import run as run_command
 from sft_experiments.launch import start
+from sft_experiments.launch.trial import Trial
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import read_record
 from sft_experiments.sweep import pool
@@ -45,16 +46,19 @@ def timed_work(folder: str, log: str, threads: int, devices: Optional[str]) -> N
         (Path(folder) / "cpu.json").write_text(json.dumps(time.process_time()))
 
 
-def start_timed(folder: RunFolder, threads: int, devices: Optional[str] = None, ranks: int = 1) -> Any:
-    context = start.multiprocessing.get_context("forkserver")
-    process = context.Process(target=timed_work, args=(str(folder.path), str(folder.log), threads, devices))
-    process.start()
-    return process
+class TimedStarter(start.WarmStarter):
+    """The fork server, whose children write down the CPU time they used."""
+
+    def start(self, trial: Trial, devices: Optional[str] = None) -> start.Worker:
+        arguments = (str(trial.folder.path), str(trial.folder.log), trial.plan.threads, devices)
+        process = start.multiprocessing.get_context("forkserver").Process(target=timed_work, args=arguments)
+        process.start()
+        return process
 
 
 def run_sweep(arguments: list[str]) -> None:
     """Runs in a process of its own: `sft sweep` whose trials are timed."""
-    pool.start_worker = start_timed  # type: ignore[assignment]
+    pool.WarmStarter = TimedStarter  # type: ignore[misc]
     raise SystemExit(run_command("sweep", arguments))
 
 

@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks.harness import Measurement, measure, table, write_result
 from benchmarks.processes import REPOSITORY
-from sft_experiments.launch.start import warm_up, worker_environment
+from sft_experiments.launch.start import WarmStarter, worker_environment
 
 CHILD = "--child"
 TARGET_SECONDS, TARGET_TIMES = 0.1, 40.0
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--results", type=Path, help="another folder for the result")
     options = parser.parse_args()
-    warm_up(1)
+    WarmStarter().prepare(threads=1)
     with tempfile.TemporaryDirectory() as folder:
         starters = {OURS: start_by("forkserver"), **peers(Path(folder))}
         starters[OURS]()  # waits until the server has imported what it preloads

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from sft_experiments.commands import TABLE as COMMANDS
+from sft_experiments.commands import TABLE
 from sft_experiments.config.hydra import conf_dir, register
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 HYDRA_FLAGS = {"-m", "--multirun"}
 
 
@@ -36,13 +36,13 @@ ALL = [(page.name, words) for page in PAGES for words in commands(page)]
 @pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: sft {' '.join(words)}" for page, words in ALL])
 def test_every_command_in_the_documents_is_understood(page: str, words: list[str]) -> None:
     name, arguments = words[0], words[1:]
-    assert name in COMMANDS or name.startswith("-"), name
+    assert name in TABLE or name.startswith("-"), name
     if name.startswith("-"):
         return
-    module = import_module(COMMANDS[name][0])
-    if hasattr(module, f"add_{name}_arguments"):
+    command = import_module(f"sft_experiments.commands.{TABLE[name][0]}").COMMANDS[name]
+    if not command.takes_settings:
         parser = ArgumentParser()
-        getattr(module, f"add_{name}_arguments")(parser)
+        command.add_arguments(parser)
         parser.parse_intermixed_args(arguments)
     elif "--from" not in arguments:
         overrides = [word for word in arguments if "=" in word and not word.startswith("-")]

@@ -15,7 +15,7 @@ HEAVY_MODULES = {
     "monitor.measure", "monitor.session",
     "monitor.trackers.tensorboard_tracker", "monitor.trackers.wandb_tracker", "monitor.trackers.wandb_sweep",
     "monitor.trackers.trackio_tracker",
-    "launch.preload", "commands.check",
+    "launch.preload", "launch.rank_launcher", "commands.check", "commands.schedules",
 }  # fmt: skip
 
 

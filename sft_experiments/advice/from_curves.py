@@ -12,6 +12,7 @@ from sft_experiments.advice.evidence import HIGH, LOW, MEDIUM, Advice, Evidence,
 from sft_experiments.advice.lines import line_through_best
 from sft_experiments.results.curves import Curves, Point
 from sft_experiments.results.recipes import train_command
+from sft_experiments.runs.metrics import EVAL_LOSS, TRAIN_LOSS
 from sft_experiments.text import format_score, format_value
 
 RELATIVE_CHANGE = 0.01
@@ -24,7 +25,7 @@ MAX_STEPS, EPOCHS = "train.max_steps", "train.num_train_epochs"
 
 def overfitting(evidence: Evidence) -> Advice | None:
     """The eval loss has turned upwards for two evaluations or more while the train loss still falls."""
-    losses = evidence.curves.series("eval/loss")
+    losses = evidence.curves.series(EVAL_LOSS)
     lowest = _lowest(losses)
     if lowest is None or _is_first(losses, lowest) or lowest > len(losses) - 3:
         return None
@@ -50,7 +51,7 @@ def overfitting(evidence: Evidence) -> Advice | None:
 
 def rising_from_the_start(evidence: Evidence) -> Advice | None:
     """No evaluation is better than the first: the learning rate destroys what the model knew."""
-    losses = evidence.curves.series("eval/loss")
+    losses = evidence.curves.series(EVAL_LOSS)
     rate = evidence.run.values.get("train.learning_rate")
     if len(losses) < 3 or _lowest(losses) != 0 or not isinstance(rate, float):
         return None
@@ -70,7 +71,7 @@ def rising_from_the_start(evidence: Evidence) -> Advice | None:
 
 def plateau(evidence: Evidence) -> Advice | None:
     """Hardly any fall of the eval loss after warmup, and no evidence that a higher learning rate is worse."""
-    losses = evidence.curves.series("eval/loss")
+    losses = evidence.curves.series(EVAL_LOSS)
     warmup = _plan_steps(evidence, "warmup_steps") or 0
     after = [point for point in losses if point.step >= warmup]
     rate = evidence.run.values.get("train.learning_rate")
@@ -137,19 +138,19 @@ def _is_first(losses: Sequence[Point], index: int) -> bool:
 
 def _threshold(evidence: Evidence, loss: float) -> float:
     noise = evidence.comparison.noise
-    known = noise.standard_deviation if noise and evidence.comparison.metric == "eval/loss" else 0.0
+    known = noise.standard_deviation if noise and evidence.comparison.metric == EVAL_LOSS else 0.0
     return max(RELATIVE_CHANGE * abs(loss), 2 * known)
 
 
 def _train_loss_falls(curves: Curves, step: int) -> bool:
     """Whether the mean train loss of the second half after ``step`` is below that of the first half."""
-    values = [point.value for point in curves.series("train/loss") if point.step >= step]
+    values = [point.value for point in curves.series(TRAIN_LOSS) if point.step >= step]
     half = len(values) // 2
     return half > 0 and sum(values[half:]) / len(values[half:]) < sum(values[:half]) / half
 
 
 def _gap(curves: Curves, last: Point) -> float | None:
-    train = curves.series("train/loss")
+    train = curves.series(TRAIN_LOSS)
     return last.value - train[-1].value if train else None
 
 

@@ -15,7 +15,7 @@ from sft_experiments.sweep.ledger import Sweep
 from sft_experiments.sweep.outlook import Outlook
 from sft_experiments.sweep.sweep_view import show_search_plan
 from sft_experiments.terminal import console, show_warnings
-from sft_experiments.text import format_value, gib
+from sft_experiments.text import format_seconds, format_value, gib
 
 
 def show_outlook(found: Outlook) -> None:
@@ -98,7 +98,7 @@ def _cell(trial: Trial, ahead: Forecast, state: str, axes: list[str]) -> dict[st
         "warmup": str(steps.warmup_steps) if steps else "?",
         "tokens/step": f"{ahead.tokens / steps.total_steps:,.0f}" if ahead.tokens and steps else "?",
         "memory": gib(ahead.memory.total) if ahead.memory else "?",
-        "time": duration_text(ahead.duration.seconds) if ahead.duration else "?",
+        "time": format_seconds(ahead.duration.seconds) if ahead.duration else "?",
         "state": state,
     }
 
@@ -159,31 +159,24 @@ def _show_time(found: Outlook) -> None:
         console.print("  time       nothing is left to run")
     else:
         wall = (
-            f", {duration_text(seconds / found.concurrent_trials)} on the clock" if found.concurrent_trials > 1 else ""
+            f", {format_seconds(seconds / found.concurrent_trials)} on the clock" if found.concurrent_trials > 1 else ""
         )
         amount, device_seconds = found.price(), found.device_seconds()
         price = f", price {amount:,.2f}" if amount is not None else ""
         hours = f"{(device_seconds or seconds) / 3600:.2g} device hours"
         console.print(
-            f"  time       about {duration_text(seconds)} of training ({hours}{wall}{price}) [dim]({bases[0]})[/dim]"
+            f"  time       about {format_seconds(seconds)} of training ({hours}{wall}{price}) [dim]({bases[0]})[/dim]"
         )
         average, most = found.seconds_of_examples()
         if found.left and average is not None and most is not None:
             console.print(
-                f"             {duration_text(average)} a trial on average, {duration_text(most)} at most"
+                f"             {format_seconds(average)} a trial on average, {format_seconds(most)} at most"
                 f" [dim](of {len(some.trials)} points drawn at random)[/dim]"
             )
     disk = max((item.disk_bytes or 0 for item in some.forecasts), default=0)
     if disk:
         together = disk * min(found.concurrent_trials, len(some.trials))
         console.print(f"  disk       up to {gib(together)} while training")
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def as_dict(found: Outlook) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sft_experiments.commands.plan import show_plan_of_sweep
 from sft_experiments.config.hydra import Job, Request, run_app
 from sft_experiments.config.recorded import recorded_run
 from sft_experiments.errors import ConfigError
-from sft_experiments.launch.start import run_trial
+from sft_experiments.launch.single import run_trial
 from sft_experiments.launch.trial import Trial, plan_trial
 from sft_experiments.launch.trial_view import show_outcome, show_plan, show_what_was_there
 from sft_experiments.models.source import check_model_source

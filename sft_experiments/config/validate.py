@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sft_experiments.config.known_keys import OWNED, known_hint, unknown_keys
+from sft_experiments.config.load import to_plain
 from sft_experiments.data.demo import SKILLS
 from sft_experiments.data.formats import FIELDS
 from sft_experiments.data.sources import has_validation, sources_of
@@ -33,6 +34,8 @@ from sft_experiments.schema import (
     Precision,
     TrainOn,
 )
+from sft_experiments.text import format_value
+from sft_experiments.values import flatten
 
 ATTENTION = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", "sft_packed"]
 
@@ -287,3 +290,15 @@ def check_warmup(config: Config) -> None:
     """Raise ``ConfigError`` for a warmup longer than the training, as far as that is known before the preparation."""
     if config.scheduler.warmup_steps is not None:  # a share of the training is never longer than it
         steps_of(config, data_facts(config))
+
+
+def unread(config: Config, typed: Iterable[str]) -> Iterator[str]:
+    """One line for each typed key that nothing reads with the chosen options: it would change nothing."""
+    flat = flatten(to_plain(config))
+    for name in dict.fromkeys(typed):
+        key = key_of(name)
+        if key.only_with is not None and not key.is_read(flat):
+            other, values = key.only_with
+            allowed = "null" if values == ("None",) else " or ".join(values)
+            chosen = f"{other}={format_value(flat[other])}"
+            yield f"{name}: nothing reads it with {chosen}; it is read with {other}={allowed}"

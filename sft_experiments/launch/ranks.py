@@ -5,23 +5,31 @@ they leave their records; checkpoints, model and log are the trial's. When one r
 and what counts is what the first of them died of.
 """
 
-import re
 import sys
 import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Optional
 
-from sft_experiments.files import is_held
-from sft_experiments.runs.folder import RunFolder, folder_of
+from sft_experiments.errors import RunFolderError
+from sft_experiments.files import is_held, read_json, write_json_atomically
+from sft_experiments.runs.folder import RANKS, RunFolder, folder_of
 from sft_experiments.runs.plan_file import find_plan
 
-WORKER = "sft_experiments.training.worker"
+WORKER = "sft_experiments.training.worker"  # the module that trains one run folder
+LAUNCHER = "sft_experiments.launch.rank_launcher"
 STARTS = "starts {} ranks"
 GRACE_SECONDS = 60  # for a checkpoint after SIGTERM, as long as the sweep gives; torch's default is half of it
 ENVIRONMENT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS), "PYTHONUNBUFFERED": "1"}
 ENDING_SECONDS = 10.0  # ranks see within a second that their launcher is gone, and go too
-# What torch.distributed.run writes about the rank that failed first, and the line with which it begins to tell.
-ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?rank *: (\d+).*?exitcode *: (-?\d+)", re.DOTALL)
-TELLS = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """The rank that failed first, and how its process ended."""
+
+    rank: int
+    exit_code: int  # negative: a signal
 
 
 def num_ranks(folder: RunFolder) -> int:
@@ -33,24 +41,31 @@ def num_ranks(folder: RunFolder) -> int:
 def rank_command(folder: RunFolder, ranks: int) -> list[str]:
     """The command that trains a folder on so many devices of this machine, and a line in the log that says so."""
     folder.log.parent.mkdir(parents=True, exist_ok=True)
+    _failure_file(folder).unlink(missing_ok=True)
     with folder.log.open("a", encoding="utf-8") as log:
         print(STARTS.format(ranks), file=log)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launcher, "-m", WORKER, str(folder.path)]
+    return [sys.executable, "-m", LAUNCHER, str(ranks), str(folder.path)]
 
 
-def first_failure(folder: RunFolder, ranks: int) -> Optional[tuple[int, int]]:
-    """Rank and exit code (negative: a signal) of the rank that failed first in the last attempt; None when none did."""
-    found = ROOT_CAUSE.search(last_attempt(folder, ranks))
-    return (int(found.group(1)), int(found.group(2))) if found else None
+def write_failure(folder: RunFolder, failure: RankFailure) -> None:
+    """Leave for ``first_failure`` what the ranks' launcher has seen."""
+    write_json_atomically(_failure_file(folder), asdict(failure))
+
+
+def first_failure(folder: RunFolder) -> Optional[RankFailure]:
+    """The rank that failed first in the last attempt; None when none did, or when their launcher died itself."""
+    try:
+        return RankFailure(**read_json(_failure_file(folder)))
+    except (RunFolderError, TypeError):
+        return None
+
+
+def _failure_file(folder: RunFolder) -> Path:
+    return folder.path / RANKS / "failure.json"
 
 
 def last_words(folder: RunFolder, ranks: int) -> str:
-    """What the ranks of the last attempt printed, without what their launcher had to say about it."""
-    return TELLS.split(last_attempt(folder, ranks), maxsplit=1)[0]
-
-
-def last_attempt(folder: RunFolder, ranks: int) -> str:
+    """What the ranks of the last attempt printed."""
     if not folder.log.is_file():
         return ""
     return folder.log.read_text(encoding="utf-8", errors="replace").rpartition(STARTS.format(ranks))[2]

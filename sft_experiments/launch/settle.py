@@ -20,8 +20,8 @@ def settle(folder: RunFolder, exit_code: int) -> Record:
 
 
 def settle_ranks(folder: RunFolder, exit_code: int, ranks: int) -> Record:
-    """The same for several ranks: what the one that failed first died of, whatever the others made of its end."""
-    record, cause = read_record(folder), first_failure(folder, ranks) if exit_code > 0 else None
+    """The final record of several ranks: what the first to fail died of, whatever the others made of its end."""
+    record, cause = read_record(folder), first_failure(folder) if exit_code > 0 else None
     if record.status in {Status.completed, Status.pruned}:
         return record
     tail = last_words(folder, ranks).splitlines()[-LOG_TAIL_LINES:]
@@ -29,13 +29,12 @@ def settle_ranks(folder: RunFolder, exit_code: int, ranks: int) -> Record:
         if record.status in {Status.pending, Status.running}:
             _record_death(record, folder, exit_code, "the launcher of the ranks", tail)
         return record
-    rank, code = cause
-    own = read_record(folder_of(folder, rank)) if folder_of(folder, rank).record.is_file() else None
-    if code > 0 and own is not None and own.failure is not None:
+    own = read_record(folder_of(folder, cause.rank)) if folder_of(folder, cause.rank).record.is_file() else None
+    if cause.exit_code > 0 and own is not None and own.failure is not None:
         record.fail(own.status, own.failure)
         record.write(folder)
     else:
-        _record_death(record, folder, code, f"rank {rank}", tail)
+        _record_death(record, folder, cause.exit_code, f"rank {cause.rank}", tail)
     return record
 
 

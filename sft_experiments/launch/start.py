@@ -1,96 +1,60 @@
-"""Run one trial in a process of its own and tell what became of it. The same function serves every launcher."""
+"""Starting workers: the promise of a ``Starter``, and the three that this machine has.
+
+A worker turns a run folder into a trained model (training/worker.py). How its process comes to life is the business of
+a starter alone; what became of it is settled from the folder and the exit code (settle.py), whoever started it.
+"""
 
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
+from multiprocessing import connection, forkserver
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Protocol
 
-from sft_experiments.errors import RunFolderError
-from sft_experiments.files import is_held
-from sft_experiments.launch.ranks import ENVIRONMENT, WORKER, await_ranks, rank_command
-from sft_experiments.launch.retry import advise_on_memory, recall, smaller_batch
-from sft_experiments.launch.settle import raise_for_failure, settle
+from sft_experiments.launch.ranks import ENVIRONMENT, WORKER, rank_command
 from sft_experiments.launch.trial import Trial
-from sft_experiments.plan.machine import check_sharding, first_gpus
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder
-from sft_experiments.runs.record import Record, Status, read_record
 
+PRELOAD = "sft_experiments.launch.preload"
 OF_THIS_PROCESS = ("WANDB_SERVICE",)  # W&B's service of an open run: it works in our folder and ends with us
 
 
-def run_trial(trial: Trial) -> Record:
-    """Train (or resume, or return what is already recorded) and return the record.
+class Worker(Protocol):
+    """A worker that was started. ``multiprocessing`` and ``subprocess`` have the same words for it."""
 
-    Raises ``TrainingFailed`` with the failure's class when there is no trained model at the end.
+    @property
+    def exitcode(self) -> Optional[int]:
+        """How it ended, negative for a signal; None while it is alive."""
+
+    def terminate(self) -> None:
+        """Ask it to save a checkpoint and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Starter(Protocol):
+    """A back end that runs workers: a fork server, fresh processes, a cluster's scheduler.
+
+    The run folder has been written, and the back end must see it under the same path. Its environment for a worker is
+    ``worker_environment``; standard output and error belong into the folder's log. ``devices`` is what
+    CUDA_VISIBLE_DEVICES is to be; None: as inherited. A worker that the launcher outlives records its own end, so a
+    back end that loses sight of one may say any exit code but 0.
     """
-    earlier = trial.recorded()
-    if is_held(trial.folder.lock):
-        raise RunFolderError(f"{trial.folder.path} is in use: this trial is already being trained by another process")
-    if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
-        return earlier
-    check_sharding(trial.plan.device.value, trial.config.compute.fsdp)
-    trial.start_over()
-    (trial,) = recall([trial])
-    record, code = _attempt(trial)
-    while (smaller := smaller_batch(trial, record)) is not None:
-        trial = smaller
-        record, code = _attempt(trial)
-    advise_on_memory(trial, record)
-    return raise_for_failure(record, code)
 
+    def prepare(self, threads: int) -> None:
+        """Called once before the first start; what takes long goes on beside."""
 
-def _attempt(trial: Trial) -> tuple[Record, int]:
-    """Start a worker on the trial's folder; returns the record it leaves and its exit code."""
-    trial.write()
-    if trial.config.compute.isolate:
-        code = _in_own_process(trial)
-    else:
-        from sft_experiments.training.worker import run  # heavy: torch, transformers, trl
+    def start(self, trial: Trial, devices: Optional[str] = None) -> Worker:
+        """Start the worker of a trial, or of several ranks of it."""
 
-        code = run(trial.folder, trial.plan.threads)
-    return settle(trial.folder, code), code
-
-
-def _in_own_process(trial: Trial) -> int:
-    """Start a worker, pass Ctrl-C on to it by waiting, and return its exit code (negative: a signal)."""
-    ranks = trial.plan.batch.num_devices
-    command = [sys.executable, "-m", WORKER, str(trial.folder.path)]
-    if ranks > 1:
-        command = rank_command(trial.folder, ranks)
-    environment = {**worker_environment(trial.plan.threads, ranks), LAUNCHER_VARIABLE: str(os.getpid())}
-    if trial.plan.device.value == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = first_gpus(ranks)
-    with trial.folder.log.open("a") as log:  # of several ranks, only the first has the terminal
-        process = subprocess.Popen(command, env=environment, stderr=log if ranks > 1 else None)
-    stopped = signal.SIGTERM
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the terminal sent it to the worker too, which saves and exits
-            stopped = signal.SIGINT
-            continue
-        if stopped is signal.SIGINT:
-            _record_ctrl_c(trial.folder, ranks)
-        preempted = read_record(trial.folder).status is Status.preempted
-        # The ranks' launcher tells only good from bad, and a second Ctrl-C may hit a worker that has saved.
-        return 128 + stopped if preempted and (ranks > 1 or code < 0) else code
-
-
-def _record_ctrl_c(folder: RunFolder, ranks: int) -> None:
-    """Record a worker that Ctrl-C ended before it could save: while it was importing, or the second one."""
-    if ranks > 1:
-        await_ranks(folder, ranks)
-    record = read_record(folder)
-    if record.status in {Status.pending, Status.running}:
-        record.stop()
-        record.write(folder)
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        """Return when one of the workers has ended, or after so many seconds."""
 
 
 def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
@@ -107,25 +71,64 @@ def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
     return {**inherited, **ours}
 
 
-PRELOAD = "sft_experiments.launch.preload"
+class ColdStarter:
+    """A fresh interpreter with the terminal of this process: several seconds of imports, nothing shared."""
+
+    def prepare(self, threads: int) -> None:
+        """There is nothing to prepare."""
+
+    def start(self, trial: Trial, devices: Optional[str] = None) -> "ColdWorker":
+        ranks = trial.plan.batch.num_devices
+        command = [sys.executable, "-m", WORKER, str(trial.folder.path)]
+        if ranks > 1:
+            command = rank_command(trial.folder, ranks)
+        environment = {**worker_environment(trial.plan.threads, ranks), LAUNCHER_VARIABLE: str(os.getpid())}
+        if devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = devices
+        with trial.folder.log.open("a") as log:  # of several ranks, only the first has the terminal
+            return ColdWorker(subprocess.Popen(command, env=environment, stderr=log if ranks > 1 else None))
+
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while all(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
-def warm_up(threads: int) -> None:
-    """Start the fork server with the environment that trials need; returns at once, imports go on beside."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
-    with _environment(worker_environment(threads)), _ignoring(signal.SIGINT):
-        forkserver.ensure_running()
+class ColdWorker:
+    """A process under the names of a ``Worker``."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self.terminate, self.kill = process.terminate, process.kill
+
+    @property
+    def exitcode(self) -> Optional[int]:
+        return self._process.poll()
 
 
-def start_worker(folder: RunFolder, threads: int, visible_devices: Optional[str] = None, ranks: int = 1) -> BaseProcess:
-    """A process of its own that trains what ``folder`` describes, its output going to the folder's log.
+class WarmStarter:
+    """A fork server that has imported torch, transformers and trl once gives each worker a clean process in a fraction
+    of a second, where a fresh interpreter spends several seconds on imports.
 
-    With several ranks it becomes their launcher.
+    Nothing here or in what is preloaded may start a thread pool or touch CUDA before the fork
+    (tests/launch/test_warm_start.py looks).
     """
-    arguments = (str(folder.path), str(folder.log), threads, visible_devices, ranks, os.getpid())
-    process = multiprocessing.get_context("forkserver").Process(target=_work, args=arguments, name=folder.path.name)
-    process.start()
-    return process
+
+    def prepare(self, threads: int) -> None:
+        multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
+        with _environment(worker_environment(threads)), _ignoring(signal.SIGINT):
+            forkserver.ensure_running()
+
+    def start(self, trial: Trial, devices: Optional[str] = None) -> Worker:
+        folder, plan = trial.folder, trial.plan
+        arguments = (str(folder.path), str(folder.log), plan.threads, devices, plan.batch.num_devices, os.getpid())
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(target=_work, args=arguments, name=folder.path.name)
+        process.start()
+        return process
+
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        connection.wait([worker.sentinel for worker in workers], timeout=seconds)  # type: ignore[attr-defined]  # ours
 
 
 def _work(folder: str, log: str, threads: int, visible_devices: Optional[str], ranks: int, sweep: int) -> None:
@@ -138,9 +141,37 @@ def _work(folder: str, log: str, threads: int, visible_devices: Optional[str], r
         environment = {**worker_environment(threads, ranks), LAUNCHER_VARIABLE: str(sweep)}
         command = rank_command(RunFolder(Path(folder)), ranks)
         os.execve(command[0], command, environment)
-    from sft_experiments.training.worker import run
+    from sft_experiments.training.worker import run  # slow: torch, transformers, trl; here they are imported already
 
     sys.exit(run(RunFolder(Path(folder)), threads=threads))
+
+
+class InProcess:
+    """Train inside this process, for the debugger (compute.isolate=false)."""
+
+    def prepare(self, threads: int) -> None:
+        """There is nothing to prepare."""
+
+    def start(self, trial: Trial, devices: Optional[str] = None) -> "Ended":
+        from sft_experiments.training.worker import run  # slow: torch, transformers, trl, 5 s
+
+        return Ended(run(trial.folder, trial.plan.threads))
+
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        """They have all ended."""
+
+
+class Ended:
+    """A worker that ended before ``start`` returned."""
+
+    def __init__(self, exitcode: int) -> None:
+        self.exitcode = exitcode
+
+    def terminate(self) -> None:
+        """It has ended."""
+
+    def kill(self) -> None:
+        """It has ended."""
 
 
 def _redirect_output(log: Path) -> None:

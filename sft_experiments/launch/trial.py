@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -11,8 +12,9 @@ from omegaconf import DictConfig
 from sft_experiments.config.hydra import Composer, Request
 from sft_experiments.config.load import to_config, to_plain, write_config
 from sft_experiments.config.origin import values_with_origin
-from sft_experiments.config.validate import check_config, check_warmup
+from sft_experiments.config.validate import check_config, check_warmup, unread
 from sft_experiments.data.store import HashMemory, dataset_fingerprint, default_cache_dir
+from sft_experiments.errors import ConfigError
 from sft_experiments.models.source import model_config_file
 from sft_experiments.plan.derive import build_plan
 from sft_experiments.runs.folder import RunFolder
@@ -77,6 +79,8 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
     config = to_config(composed)
     check_config(config)
     check_warmup(config)
+    if request.root is None and (mistakes := list(unread(config, keys_of(request.overrides)))):  # a sweep looks at all
+        raise ConfigError("\n".join(mistakes))
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
     identity, earlier = (trial_id(config, plan.precision.value, content, before) for before in (False, True))
@@ -104,6 +108,11 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
 def plan_run(composer: Composer) -> Trial:
     """The one run of a command line. Raises ``ConfigError`` for a sweep, or as ``plan_trial`` does."""
     return plan_trial(composer.master, composer.request())
+
+
+def keys_of(overrides: Iterable[str]) -> list[str]:
+    """The keys that overrides name, whatever sign stands before them."""
+    return [override.lstrip("+~").split("=", 1)[0] for override in overrides]
 
 
 def trial_folder(root: Path, label: str, identity: str, earlier: Optional[str] = None) -> RunFolder:

@@ -9,6 +9,7 @@ from sft_experiments.files import read_json
 from sft_experiments.results.curves import read_curves
 from sft_experiments.results.text_formats import markdown_table
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import EVAL_LOSS, Shown, shown_in
 from sft_experiments.runs.plan_file import find_plan
 from sft_experiments.runs.record import Record
 from sft_experiments.text import format_count, format_score, format_seconds, format_value
@@ -66,11 +67,11 @@ def _results(record: Record) -> str:
 def _curves(folder: RunFolder) -> str:
     """The evaluations, thinned to a table's length; the first and the last stay."""
     curves = read_curves(folder.metrics)
-    events = [event for event in curves.events if "eval/loss" in event]
+    events = [event for event in curves.events if EVAL_LOSS in event]
     if not events:
         return "No evaluation was logged."
     every = max(len(events) // MOST_EVALUATIONS, 1)
-    names = [name for name in ("eval/loss", "eval/exact_match") if any(name in event for event in events)]
+    names = [one.name for one in shown_in(Shown.chart, "eval/") if any(one.name in event for event in events)]
     rows = [_curve_row(event, names) for event in [*events[:-1:every], events[-1]]]
     return markdown_table(["step", "tokens", *names], rows, [True] * (2 + len(names)))
 

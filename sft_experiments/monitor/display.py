@@ -1,7 +1,7 @@
 """What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere, or only the alerts."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from sft_experiments.runs.events import Alert, Event
+from sft_experiments.runs.metrics import TOKENS_PER_SECOND, TRAIN_LOSS, Shown, shown_in
 from sft_experiments.schema import TerminalMode
-from sft_experiments.text import format_rate
 
 
 class Display(Protocol):
@@ -69,35 +69,18 @@ class LineDisplay:
 
 def describe_event(event: Event) -> str:
     """``loss 1.234  lr 2e-3  norm 0.81  12.3k tokens/s`` or ``eval loss 1.250  gap +0.016``."""
-    parts = [show(event[name]) for name, show in _SHOWN.items() if name in event]
-    if "train/tokens_per_second" in event:
-        parts.append(f"{short_number(event['train/tokens_per_second'])} tokens/s")
+    parts = []
+    for metric in shown_in(Shown.line):
+        if metric.name in event:
+            value = metric.text(event[metric.name])
+            parts.append(f"{value} {metric.label}" if metric.name == TOKENS_PER_SECOND else f"{metric.label} {value}")
     return "  ".join(parts)
-
-
-_SHOWN: dict[str, Callable[[float], str]] = {
-    "train/loss": "loss {:.4f}".format,
-    "train/learning_rate": lambda rate: f"lr {format_rate(rate)}",
-    "train/grad_norm": "norm {:.3g}".format,
-    "eval/loss": "eval loss {:.4f}".format,
-    "eval/train_gap": "gap {:+.3f}".format,
-    "eval/mean_token_accuracy": "token accuracy {:.3f}".format,
-    "eval/exact_match": "exact match {:.3f}".format,
-}
 
 
 def describe_alert(alert: Alert) -> str:
     again = f" (seen {alert.count} times)" if alert.count > 1 else ""
     verb = "STOP" if alert.policy == "stop" else "WARNING"
     return f"{verb} {alert.rule} at step {alert.last_step}: {alert.message}{again}"
-
-
-def short_number(value: float) -> str:
-    """950, 12.3k, 4.56M."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 class BarDisplay:
@@ -131,7 +114,7 @@ class BarDisplay:
 
     def event(self, event: Event) -> None:
         self._log.event(event)
-        if "train/loss" in event:
+        if TRAIN_LOSS in event:
             self._progress.update(self._task, status=describe_event(event))
         else:
             self._print(f"step {int(event['step'])}  {describe_event(event)}", "cyan")

@@ -8,6 +8,7 @@ import torch
 
 from sft_experiments.monitor.rules import RunFacts
 from sft_experiments.runs.events import Event
+from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, TRAIN_LOSS
 from sft_experiments.text import GIB
 
 MOVED = 0.5  # once this share of the sampled weights has changed, they are no longer looked at
@@ -29,10 +30,10 @@ class Measure:
         """Take up where a resumed run was."""
         for event in events:
             self._tokens, self._seconds_before = event["tokens"], event["time"]
-            self._train_loss = event.get("train/loss", self._train_loss)
-            if "train/tokens_per_second" in event:
-                self.speed.replay(event["tokens"], event["train/tokens_per_second"])
-            if "eval/loss" in event:
+            self._train_loss = event.get(TRAIN_LOSS, self._train_loss)
+            if TOKENS_PER_SECOND in event:
+                self.speed.replay(event["tokens"], event[TOKENS_PER_SECOND])
+            if EVAL_LOSS in event:
                 self._last_eval_step = int(event["step"])
 
     def train_begin(self, model: Any, tokens: float) -> None:
@@ -46,13 +47,13 @@ class Measure:
     def event(self, step: int, epoch: float, logs: Mapping[str, Any]) -> Event | None:
         """None for logs that are no event: the Trainer's summary, or an evaluation that is in the stream already."""
         measurements = measured(logs)
-        if not measurements or ("eval/loss" in measurements and step <= self._last_eval_step):
+        if not measurements or (EVAL_LOSS in measurements and step <= self._last_eval_step):
             return None
         self._tokens = logs.get(TOKENS, self._tokens)
-        if "train/loss" in measurements:
-            measurements |= self._of_training(measurements["train/loss"], logs.get(SUPERVISED_TOKENS, 0))
-        if "eval/loss" in measurements:
-            measurements |= self._of_evaluation(step, measurements["eval/loss"])
+        if TRAIN_LOSS in measurements:
+            measurements |= self._of_training(measurements[TRAIN_LOSS], logs.get(SUPERVISED_TOKENS, 0))
+        if EVAL_LOSS in measurements:
+            measurements |= self._of_evaluation(step, measurements[EVAL_LOSS])
         return {**self._axes(step, epoch), **measurements}
 
     def _axes(self, step: int, epoch: float) -> Event:
@@ -148,7 +149,7 @@ class Speed:
         self._count(new, seconds)
         speed = {
             "train/step_seconds": seconds / steps,
-            "train/tokens_per_second": new / seconds,
+            TOKENS_PER_SECOND: new / seconds,
             "train/supervised_tokens_per_second": supervised / seconds,
         }
         if self._facts.flops_per_token and self._facts.peak_flops:
@@ -157,7 +158,7 @@ class Speed:
 
     def of_the_run(self) -> Event:
         """``train/tokens_per_second`` over all measurements; empty when there are none."""
-        return {"train/tokens_per_second": self._whole_tokens / self._whole_seconds} if self._whole_seconds else {}
+        return {TOKENS_PER_SECOND: self._whole_tokens / self._whole_seconds} if self._whole_seconds else {}
 
     def _count(self, tokens: float, seconds: float) -> None:
         self._whole_tokens += tokens

@@ -9,6 +9,7 @@ from sft_experiments.errors import RunFolderError
 from sft_experiments.models.shape import Shape, peak_flops, training_flops_per_token
 from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND
 from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Status, read_record
 
@@ -128,8 +129,8 @@ def from_measured(
     )
     for run in matching:
         events = list(read_events(run.folder.metrics)) if run.folder.metrics.is_file() else []
-        speeds = [event["train/tokens_per_second"] for event in events if "train/tokens_per_second" in event]
-        looks = sum("eval/loss" in event for event in events)
+        speeds = [event[TOKENS_PER_SECOND] for event in events if TOKENS_PER_SECOND in event]
+        looks = sum(EVAL_LOSS in event for event in events)
         if speeds and looks:
             speed = statistics.median(speeds)
             look = max(0.0, run.train_seconds - run.tokens / speed) / looks

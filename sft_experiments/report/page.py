@@ -30,6 +30,7 @@ from sft_experiments.results.recipes import has_model, reproduce_command, use_co
 from sft_experiments.results.rows import Column, build_table
 from sft_experiments.results.settings import sort_key
 from sft_experiments.results.table import footnotes, heading
+from sft_experiments.runs.metrics import EVAL_LOSS, Shown, shown_in
 from sft_experiments.text import format_value
 
 
@@ -72,6 +73,7 @@ def _content(comparison: Comparison, title: str, curves: dict[str, Curves]) -> d
         "figures": figures,
         "legend": data["legend"],
         "logged": _logged(runs),
+        "task_metrics": [one for one in shown_in(Shown.chart, "eval/") if one.name != EVAL_LOSS],
         "headers": _headers(columns),
         "rows": _table_rows(comparison, columns),
         "samples": sample_table(comparison),

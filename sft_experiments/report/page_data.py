@@ -9,19 +9,27 @@ from sft_experiments.results.curves import Curves, Event, points_per_run, thinne
 from sft_experiments.results.rank import Comparison
 from sft_experiments.results.rows import setting_names
 from sft_experiments.results.settings import SEED_KEYS, sort_key
+from sft_experiments.runs.metrics import (
+    EVAL_LOSS,
+    GRAD_NORM,
+    LEARNING_RATE,
+    TOKENS_PER_SECOND,
+    TRAIN_LOSS,
+    Shown,
+    shown_in,
+)
 from sft_experiments.text import format_value
 
 TRAIN_SERIES = {
-    "loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "learning_rate": "train/learning_rate",
-    "throughput": "train/tokens_per_second",
+    "loss": TRAIN_LOSS,
+    "grad_norm": GRAD_NORM,
+    "learning_rate": LEARNING_RATE,
+    "throughput": TOKENS_PER_SECOND,
 }
 
 
 MOST_CURVES = 150  # runs drawn on a page; more are a carpet, and slow. The table holds them all
 MEMORY_SERIES = ("memory/device_allocated_gib", "memory/host_rss_gib")  # the first that was logged
-EVAL_SERIES = {"loss": "eval/loss", "exact_match": "eval/exact_match"}
 
 
 def chart_runs(comparison: Comparison, curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
@@ -46,11 +54,16 @@ def chart_runs(comparison: Comparison, curves: Mapping[str, Curves]) -> list[dic
                 "color": classes[0][format_value(run.values.get(comparison.keys[0]))] if classes else 0,
                 "dash": classes[1][format_value(run.values.get(comparison.keys[1]))] if len(classes) > 1 else 0,
                 "train": _train(logged, limit),
-                "eval": _columns([event for event in logged.events if "eval/loss" in event], EVAL_SERIES),
+                "eval": _columns([event for event in logged.events if EVAL_LOSS in event], eval_series()),
                 "alerts": _alerts(run, logged),
             }
         )
     return entries
+
+
+def eval_series() -> dict[str, str]:
+    """The curves of evaluations: their short names on the page, and the metrics."""
+    return {one.name.removeprefix("eval/"): one.name for one in shown_in(Shown.chart, "eval/")}
 
 
 def color_legend(comparison: Comparison) -> dict[str, Any]:
@@ -86,8 +99,8 @@ def _hashable(value: Any) -> bool:
 
 
 def _train(logged: Curves, limit: int) -> dict[str, list[Any]]:
-    events = [event for event in logged.events if "train/loss" in event or "train/grad_norm" in event]
-    events = thinned(events, limit, ("train/loss", "train/grad_norm"))
+    events = [event for event in logged.events if TRAIN_LOSS in event or GRAD_NORM in event]
+    events = thinned(events, limit, (TRAIN_LOSS, GRAD_NORM))
     memory = next((name for name in MEMORY_SERIES if any(name in event for event in events)), None)
     return _columns(events, TRAIN_SERIES | ({"memory": memory} if memory else {}))
 

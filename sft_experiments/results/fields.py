@@ -8,6 +8,7 @@ from typing import Any
 from sft_experiments.errors import ConfigError, nearest
 from sft_experiments.results.collect import Run, number
 from sft_experiments.results.settings import sort_key
+from sft_experiments.runs.metrics import TOKENS_PER_SECOND
 
 Reader = Callable[[Run], Any]
 FACTS: dict[str, Reader] = {
@@ -17,7 +18,7 @@ FACTS: dict[str, Reader] = {
     "rung": lambda run: number(run.record.metrics, "rung"),
     "tokens": lambda run: number(run.record.metrics, "tokens"),
     "seconds": lambda run: number(run.record.timings, "total") or number(run.record.timings, "train"),
-    "tokens_per_second": lambda run: number(run.record.metrics, "train/tokens_per_second"),
+    "tokens_per_second": lambda run: number(run.record.metrics, TOKENS_PER_SECOND),
     "alerts": lambda run: ", ".join(dict.fromkeys(str(alert.get("rule")) for alert in run.record.alerts)),
     "device": lambda run: run.record.environment.get("device"),
     "trial_id": lambda run: run.record.trial_id,

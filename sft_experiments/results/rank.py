@@ -25,10 +25,10 @@ from sft_experiments.results.collect import Collection, Run, number
 from sft_experiments.results.comparability import comparability_notes
 from sft_experiments.results.settings import SEED_KEYS, differing_keys, identity, shown_keys
 from sft_experiments.results.statistics import mean, pooled_variance, student_quantile, variance
+from sft_experiments.runs.metrics import EVAL_LOSS, NATS_PER_BYTE
 from sft_experiments.runs.record import Status
 
 SIGNIFICANCE = 0.05
-PER_TOKEN, PER_BYTE = "eval/loss", "eval/nats_per_byte"
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ def in_common_units(runs: list[Run]) -> tuple[list[Run], list[str]]:
     """
     completed = [run for run in runs if run.record.status is Status.completed]
     tokenizers = {run.record.fingerprints.get("tokenizer") for run in completed}
-    by_loss = all(run.record.objective_metric == PER_TOKEN for run in completed)
-    if len(tokenizers) < 2 or not by_loss or not all(PER_BYTE in run.record.metrics for run in completed):
+    by_loss = all(run.record.objective_metric == EVAL_LOSS for run in completed)
+    if len(tokenizers) < 2 or not by_loss or not all(NATS_PER_BYTE in run.record.metrics for run in completed):
         return runs, []
-    note = f"tokenizers or templates differ: ranked by {PER_BYTE} (nats per byte of the answers) instead of {PER_TOKEN}"
-    return [_with_objective(run, PER_BYTE) for run in runs], [note]
+    note = f"tokenizers or templates differ: ranked by {NATS_PER_BYTE} (of the answers) instead of {EVAL_LOSS}"
+    return [_with_objective(run, NATS_PER_BYTE) for run in runs], [note]
 
 
 def _with_objective(run: Run, metric: str) -> Run:
@@ -180,7 +180,7 @@ def _objective(runs: Sequence[Run]) -> tuple[str, str]:
     """The commonest objective, completed runs first; the alphabet decides a tie."""
     completed = [run for run in runs if run.record.status is Status.completed] or runs
     counts = Counter((run.record.objective_metric, run.record.objective_direction) for run in completed)
-    return min(counts, key=lambda pair: (-counts[pair], pair)) if counts else ("eval/loss", "minimize")
+    return min(counts, key=lambda pair: (-counts[pair], pair)) if counts else (EVAL_LOSS, "minimize")
 
 
 def _split(runs: Sequence[Run], key: Callable[[Run], tuple[Any, ...]]) -> list[list[Run]]:

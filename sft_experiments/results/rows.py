@@ -10,6 +10,7 @@ from sft_experiments.results.fields import FACTS, Reader, field_reader
 from sft_experiments.results.rank import Cell, Comparison
 from sft_experiments.results.settings import short_names, sort_key
 from sft_experiments.results.statistics import mean
+from sft_experiments.runs.metrics import Shown, shown_in
 from sft_experiments.text import format_count, format_score, format_seconds, format_value
 
 
@@ -37,7 +38,6 @@ class Table:
         return setting_names(self.comparison)
 
 
-_TASK_METRICS = ("eval/exact_match",)  # shown beside the objective where they were measured
 _OWN_NAMES = ("rank", "objective", "spread", "n", "verdict", "best_step", "tokens", "seconds", "tokens_per_second")
 
 
@@ -86,7 +86,7 @@ def _standard_columns(comparison: Comparison) -> list[Column]:
         Column("n", lambda cell: len(cell.runs), str),
         Column("verdict", lambda cell: verdict(cell, comparison), str, numeric=False),
         Column("failed", lambda cell: sum(run.record.status.is_failure for run in cell.incomplete), str, priority=1),
-        *(_metric(name) for name in _TASK_METRICS if name != comparison.metric),
+        *(_metric(one.name) for one in shown_in(Shown.table) if one.name != comparison.metric),
         _fact("best_step", lambda step: str(round(step)), priority=3),
         _fact("tokens", format_count, priority=5),
         _fact("seconds", format_seconds, priority=2),

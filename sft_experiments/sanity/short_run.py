@@ -5,7 +5,6 @@ The only thing that stays is the cache of prepared data, which the run would hav
 """
 
 import copy
-import math
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,7 @@ from sft_experiments.sanity.verdicts import (
     worst,
 )
 from sft_experiments.schema import Config
-from sft_experiments.text import gib
+from sft_experiments.text import format_seconds, gib
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.model import check_loaded_model, load_tokenizer
 from sft_experiments.training.run import load
@@ -260,10 +259,5 @@ def _speed_item(steps: Optional[StepPlan], data: PreparedData, config: Config, w
     found = f"{tokens / per_step:,.0f} tokens/s, {per_step:.3g} s a step"
     if steps is not None:
         total = steps.total_steps * per_step
-        found += f"; {steps.total_steps} steps take about {_clock(total)} without evaluations"
+        found += f"; {steps.total_steps} steps take about {format_seconds(total)} without evaluations"
     return Item("speed", "pass", found)
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else (f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s")

@@ -13,8 +13,10 @@ from rich.live import Live
 from rich.table import Table
 
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, TRAIN_LOSS
 from sft_experiments.runs.plan_file import find_plan
 from sft_experiments.runs.record import Record, Status, read_record
+from sft_experiments.text import format_seconds
 
 STYLES = {
     Status.pending: "dim",
@@ -133,7 +135,9 @@ class LiveBoard(Board):
 
     def table(self) -> Table:
         left = self.remaining_seconds()
-        title = f"{self.num_ended} of {len(self.rows)} trials" + (f", about {duration(left)} left" if left else "")
+        title = f"{self.num_ended} of {len(self.rows)} trials" + (
+            f", about {format_seconds(left)} left" if left else ""
+        )
         title += ", stopping" if self.stopping else ""
         table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
         table.add_column("trial", overflow="ellipsis", no_wrap=True, ratio=1)
@@ -155,10 +159,10 @@ def cells(row: Row) -> list[str]:
     return [
         row.status.value,
         step,
-        f"{latest['train/loss']:.4f}" if latest.get("train/loss") is not None else "",
-        f"{latest['eval/loss']:.4f}" if latest.get("eval/loss") is not None else "",
-        f"{latest['train/tokens_per_second']:,.0f}" if latest.get("train/tokens_per_second") else "",
-        duration(seconds) if seconds else "",
+        f"{latest[TRAIN_LOSS]:.4f}" if latest.get(TRAIN_LOSS) is not None else "",
+        f"{latest[EVAL_LOSS]:.4f}" if latest.get(EVAL_LOSS) is not None else "",
+        f"{latest[TOKENS_PER_SECOND]:,.0f}" if latest.get(TOKENS_PER_SECOND) else "",
+        format_seconds(seconds) if seconds else "",
     ]
 
 
@@ -199,14 +203,6 @@ def planned_steps(folder: RunFolder) -> int:
     """All optimizer steps of a trial; 0 before its worker has counted them."""
     plan = find_plan(folder)
     return plan.steps.total_steps if plan is not None and plan.steps is not None else 0
-
-
-def duration(seconds: float) -> str:
-    """45s, 3m05s or 2h10m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A sweep before it starts: its folder, its identity, every cell composed and checked. Light, for `sft plan`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 
 from sft_experiments.config.hydra import Composer, experiment_keys
 from sft_experiments.config.load import as_mapping
+from sft_experiments.config.validate import unread
 from sft_experiments.errors import ConfigError, DataError, RunFolderError
-from sft_experiments.launch.trial import Trial, folder_name, plan_trial
+from sft_experiments.launch.trial import Trial, folder_name, keys_of, plan_trial
 from sft_experiments.runs.identity import deciding
 from sft_experiments.schema import SearchMethod
 from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, expand
@@ -77,6 +78,7 @@ def plan_sweep(composer: Composer) -> tuple[Planner, dict[tuple[str, ...], Trial
     cells = list((random_cells if is_random else expand)(composer))
     planner = Planner(composer, new_sweep(composer, axis_keys(cells), len(cells)))
     trials = planner.plan(cells)
+    check_read(composer, trials.values())
     check_early_stopping(composer, trials.values())
     return planner, trials
 
@@ -90,6 +92,14 @@ class SearchAhead:
     num_trials: int
     proposed: list[Trial]  # of the points so far
     examples: list[Trial]  # of points drawn at random, to judge those to come
+
+
+def check_read(composer: Composer, trials: Iterable[Trial]) -> None:
+    """Raise ``ConfigError`` for a typed key, or an axis, that nothing reads in any cell: it would change nothing."""
+    typed = keys_of([*composer.overrides, *(f"{key}=" for key in as_mapping(composer.master.sweep.axes))])
+    found = [set(unread(trial.config, typed)) for trial in trials]
+    if found and (everywhere := set.intersection(*found)):
+        raise ConfigError("\n".join(sorted(everywhere)))
 
 
 def plan_search(composer: Composer) -> tuple[Planner, Space]:

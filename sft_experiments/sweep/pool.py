@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Optional
@@ -15,7 +13,7 @@ from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.files import is_held
 from sft_experiments.launch.retry import advise_on_memory, limited, recall, same_shape, smaller_batch
 from sft_experiments.launch.settle import settle
-from sft_experiments.launch.start import start_worker, warm_up
+from sft_experiments.launch.start import Starter, WarmStarter, Worker
 from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.machine import check_sharding
 from sft_experiments.report.publish import write_report
@@ -38,7 +36,7 @@ def launch(planner: Planner, cells: Sequence[Sequence[str]]) -> list[Record]:
     trials = [planner.trial(overrides) for overrides in cells]
     for trial in trials:
         check_sharding(trial.plan.device.value, trial.config.compute.fsdp)
-    return Pool(recall(trials), planner.sweep.concurrent_trials).run()
+    return Pool(recall(trials), planner.sweep.concurrent_trials, WarmStarter()).run()
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Running:
 
     trial: Trial
     slot: Slot
-    process: BaseProcess
+    worker: Worker
     started: float
     asked_to_stop: Optional[float] = None  # when SIGTERM was sent
     asked_because: Status = Status.preempted  # or timeout
@@ -56,8 +54,8 @@ class Running:
 class Pool:
     """Trials waiting in their queue, trials running, free slots."""
 
-    def __init__(self, trials: list[Trial], parallel: int) -> None:
-        first = trials[0]
+    def __init__(self, trials: list[Trial], parallel: int, starter: Starter) -> None:
+        first, self.starter = trials[0], starter
         self.trials = {trial.id: trial for trial in trials}
         self.settings: SweepConfig = first.config.sweep
         self.threads = first.plan.threads
@@ -75,7 +73,7 @@ class Pool:
             trial.start_over()
         if to_run:
             self.queue = open_queue(self.trials.values(), to_run)
-            warm_up(self.threads)
+            self.starter.prepare(self.threads)
             with open_board([trial.folder for trial in self.trials.values()]) as board, self._stop_signals():
                 self._fill_slots(board)
                 while self.running:
@@ -89,17 +87,17 @@ class Pool:
     def _fill_slots(self, board: Board) -> None:
         while self.free and (trial := self.queue.next()) is not None:
             slot = self.free.pop(0)
-            process = start_worker(trial.folder, trial.plan.threads, slot.visible_devices, trial.plan.batch.num_devices)
-            self.running[trial.id] = Running(trial, slot, process, time.monotonic())
+            worker = self.starter.start(trial, slot.visible_devices)
+            self.running[trial.id] = Running(trial, slot, worker, time.monotonic())
             board.started(trial.folder)
 
     def _collect(self, board: Board) -> None:
         """Wait a moment for any worker to end, settle those that did, stop those that are out of time."""
-        wait([job.process.sentinel for job in self.running.values()], timeout=POLL_SECONDS)
+        self.starter.wait([job.worker for job in self.running.values()], POLL_SECONDS)
         board.stopping = self.stopped_by is not None
         board.refresh()
         for job in list(self.running.values()):
-            if job.process.exitcode is None:
+            if job.worker.exitcode is None:
                 self._enforce_time(job)
             else:
                 self._finish(job, board)
@@ -107,8 +105,8 @@ class Pool:
     def _finish(self, job: Running, board: Board) -> None:
         del self.running[job.trial.id]
         self.free.append(job.slot)
-        assert job.process.exitcode is not None
-        record = settle(job.trial.folder, job.process.exitcode)
+        assert job.worker.exitcode is not None
+        record = settle(job.trial.folder, job.worker.exitcode)
         if self._was_stopped(job, record):
             self._record_stop(job, record)
         if self.stopped_by is None and self._try_again(job.trial, record):
@@ -151,11 +149,11 @@ class Pool:
         limit, now = self.settings.timeout_seconds, time.monotonic()
         overdue = limit is not None and now - job.started > limit
         if (overdue or self.stopped_by is not None) and job.asked_to_stop is None:
-            job.process.terminate()
+            job.worker.terminate()
             job.asked_to_stop = now
             job.asked_because = Status.preempted if self.stopped_by is not None else Status.timeout
         if job.asked_to_stop is not None and now - job.asked_to_stop > GRACE_SECONDS:
-            job.process.kill()
+            job.worker.kill()
 
     def _was_stopped(self, job: Running, record: Record) -> bool:
         """Whether it ended because of us: a second Ctrl-C kills trials that have not been asked to stop yet."""
@@ -179,7 +177,7 @@ class Pool:
             self.queue.stop()
             if self.stopped_by is not None:
                 for job in self.running.values():
-                    job.process.kill()
+                    job.worker.kill()
             self.stopped_by = number
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -143,7 +143,7 @@ def test_checkpoints(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_trial_start() -> None:
-    trial_start.warm_up(1)
+    trial_start.WarmStarter().prepare(threads=1)
     start = trial_start.start_by("forkserver")
     start()  # waits for the imports of the server
     cpu, _ = start()

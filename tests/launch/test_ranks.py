@@ -1,38 +1,15 @@
-"""What torch.distributed.run says about its ranks, and what becomes of it in the record."""
+"""What the ranks' launcher saw of its ranks, and what becomes of it in the record."""
 
 from pathlib import Path
 
 import pytest
 
-from sft_experiments.launch.ranks import STARTS, first_failure, rank_command
+from sft_experiments.launch.ranks import STARTS, RankFailure, first_failure, rank_command, write_failure
 from sft_experiments.launch.settle import settle
 from sft_experiments.launch.start import worker_environment
 from sft_experiments.runs.folder import RunFolder, find_run_folders, folder_of
 from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, write_plan
 from sft_experiments.runs.record import Failure, Record, Status, read_record
-
-# As torch 2.13 writes it: rank 1 failed, and rank 0 was stopped because of that.
-TOLD = """\
-W1120 14:50:46.274000 23967 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 1 closing signal SIGTERM
-E1120 14:50:46.599000 23967 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code}) local_rank: 1
-Traceback (most recent call last):
-torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
-============================================================
-sft_experiments.training.worker FAILED
-------------------------------------------------------------
-Failures:
-[1]:
-  rank      : 0 (local_rank: 0)
-  exitcode  : -15 (pid: 24011)
-------------------------------------------------------------
-Root Cause (first observed failure):
-[0]:
-  time      : 2026-11-20_14:50:46
-  rank      : 1 (local_rank: 1)
-  exitcode  : {code} (pid: 24012)
-  error_file: <N/A>
-============================================================
-"""  # noqa: E501
 
 
 def two_ranks(path: Path, status: Status, code: int) -> RunFolder:
@@ -43,7 +20,8 @@ def two_ranks(path: Path, status: Status, code: int) -> RunFolder:
     if status is Status.failed:
         record.failure = Failure("RuntimeError", "connection closed by peer")
     record.write(folder)
-    folder.log.write_text(f"{STARTS.format(2)}\nstep 1\nlast words\n{TOLD.format(code=code)}")
+    folder.log.write_text(f"{STARTS.format(2)}\nstep 1\nlast words\n")
+    write_failure(folder, RankFailure(1, code))
     return folder
 
 
@@ -59,7 +37,7 @@ def test_a_rank_that_died_without_a_word_decides_whatever_the_first_made_of_it(
     assert record.failure is not None
     assert (record.status, record.failure.kind) == (expected, kind)
     assert record.failure.message.startswith("rank 1 ended with")
-    assert record.failure.log_tail[-1] == "last words"  # not what torch's launcher added
+    assert record.failure.log_tail[-1] == "last words"
     assert read_record(folder) == record
 
 
@@ -76,9 +54,8 @@ def test_the_reason_that_the_failing_rank_recorded_becomes_that_of_the_trial(tmp
 def test_an_end_in_order_stays_what_it_is(tmp_path: Path) -> None:
     assert settle(two_ranks(tmp_path / "completed", Status.completed, 1), 1).status is Status.completed
     stopped = two_ranks(tmp_path / "stopped", Status.preempted, -9)
-    with stopped.log.open("a") as log:  # a later attempt, in which no rank failed
-        log.write(STARTS.format(2) + "\nstep 2\n")
-    assert first_failure(stopped, 2) is None
+    rank_command(stopped, 2)  # a later attempt, in which no rank failed
+    assert first_failure(stopped) is None
     assert settle(stopped, 1).status is Status.preempted
 
 
@@ -94,5 +71,5 @@ def test_ranks_share_the_threads_and_have_a_minute_to_save(tmp_path: Path) -> No
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
     command = rank_command(RunFolder(tmp_path), 2)
-    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert command[1:] == ["-m", "sft_experiments.launch.rank_launcher", "2", str(tmp_path)]
     assert RunFolder(tmp_path).log.read_text() == "starts 2 ranks\n"

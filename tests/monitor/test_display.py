@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.monitor.display import describe_alert, describe_event, short_number
+from sft_experiments.monitor.display import describe_alert, describe_event
 from sft_experiments.runs.events import Alert
 
 SCRIPT = """
@@ -97,7 +97,3 @@ def test_an_event_is_one_readable_line() -> None:
 def test_a_repeated_alert_says_how_often() -> None:
     alert = Alert("grad_norm_high", "stop", 3, "gradient norm is 50", count=10, last_step=12)
     assert describe_alert(alert) == "STOP grad_norm_high at step 12: gradient norm is 50 (seen 10 times)"
-
-
-def test_numbers_are_short() -> None:
-    assert [short_number(value) for value in (950, 12345, 4.56e6)] == ["950", "12.3k", "4.56M"]

@@ -46,7 +46,7 @@ def test_every_part_of_the_page_is_there(tmp_path: Path) -> None:
         {"rows_proven": 9, "splits": {"train": {"rows": 1200}}, "findings": [{"rule": "empty_turn"}]},
     )
     page = own_part(page_of(tmp_path))
-    for id in ("map", "profile", "loss", "exact_match", "schedule", "grad_norm", "throughput", "memory", "health"):
+    for id in ("map", "profile", "loss", "task_0", "schedule", "grad_norm", "throughput", "memory", "health"):
         assert 'class="chart' in page
         assert f'id="{id}"' in page
     for words in (

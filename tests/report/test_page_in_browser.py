@@ -92,7 +92,7 @@ def test_all_charts_are_drawn_and_the_console_is_silent(open_page: Callable[...,
     assert count(page, "#map .shapelayer path") >= 2
     assert count(page, "#profile .scatterlayer .trace") == 3
     assert count(page, "#loss .scatterlayer .trace") == 2 * 32
-    for chart in ("exact_match", "schedule", "grad_norm", "throughput", "memory", "health"):
+    for chart in ("task_0", "schedule", "grad_norm", "throughput", "memory", "health"):
         assert count(page, f"#{chart} .scatterlayer .trace") >= 1, chart
     assert page.get_log("browser") == []
     assert page.execute_script("return document.documentElement.scrollWidth") <= width

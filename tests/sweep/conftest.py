@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sft_experiments.commands import main
-from sft_experiments.launch.start import warm_up
+from sft_experiments.launch.start import WarmStarter
 from sft_experiments.runs.folder import RunFolder, find_run_folders
 from sft_experiments.runs.plan_file import Plan, read_plan
 from sft_experiments.runs.record import Record, read_record
@@ -71,7 +71,7 @@ def starter(faulty_environment: dict[str, str]) -> Iterator[None]:
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     before = dict(os.environ)
     os.environ.update(faulty_environment)
-    warm_up(threads=1)
+    WarmStarter().prepare(threads=1)
     os.environ.clear()
     os.environ.update(before)
     yield

@@ -10,7 +10,8 @@ from rich.console import Console
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, StepPlan, write_plan
 from sft_experiments.runs.record import Record, Status
-from sft_experiments.sweep.board import LiveBoard, PlainBoard, duration, latest_metrics
+from sft_experiments.sweep.board import LiveBoard, PlainBoard, latest_metrics
+from sft_experiments.text import format_seconds
 
 
 def trial(root: Path, name: str, status: Status, **values: object) -> RunFolder:
@@ -83,4 +84,4 @@ def test_metrics_of_a_long_file_are_read_from_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(44.6, "45s"), (185, "3m05s"), (7800, "2h10m")])
 def test_durations_are_short(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_seconds(seconds) == text

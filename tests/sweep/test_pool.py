@@ -1,14 +1,17 @@
 """The pool's bookkeeping on a clock that only the test moves: no device is ever booked twice, none idles for long."""
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import pytest
 
 from sft_experiments.config.hydra import Request, composed
 from sft_experiments.errors import RunFolderError
+from sft_experiments.launch.start import Worker
 from sft_experiments.launch.trial import Trial, plan_trial, trial_folder
 from sft_experiments.plan.machine import Gpu
 from sft_experiments.runs.folder import RunFolder
@@ -29,16 +32,26 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def wait(self, sentinels: list[Any], timeout: float) -> None:
-        """As multiprocessing's: until the first worker ends, or the time is over."""
-        if self.running:
-            self.now = min([self.now + timeout, *(worker.ends for worker in self.running)])
+
+class FakeStarter:
+    """A back end whose workers only take the time that was drawn for them."""
+
+    def __init__(self, clock: Clock, seconds: Iterator[float]) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def prepare(self, threads: int) -> None:
+        """There is nothing to prepare."""
+
+    def start(self, trial: Trial, devices: Optional[str] = None) -> Worker:
+        return FakeWorker(self.clock, trial.folder, str(devices), next(self.seconds))
+
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        if running := self.clock.running:
+            self.clock.now = min([self.clock.now + seconds, *(worker.ends for worker in running)])
 
 
 class FakeWorker:
     """A process that completes its trial after the seconds that were drawn for it."""
-
-    sentinel = 0
 
     def __init__(self, clock: Clock, folder: RunFolder, devices: str, seconds: float) -> None:
         self.clock, self.folder, self.ends = clock, folder, clock.now + seconds
@@ -52,9 +65,15 @@ class FakeWorker:
         if self in self.clock.running:
             self.clock.running.remove(self)
             record = read_record(self.folder)
-            record.status, record.objective = Status.completed, 1.0
+            record.start()
+            record.complete(objective=1.0)
             record.write(self.folder)
         return 0
+
+    def terminate(self) -> None:
+        raise AssertionError("no trial is out of time")
+
+    kill = terminate
 
 
 @pytest.fixture
@@ -63,11 +82,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     gpus = tuple(Gpu(index, "fake", 80.0, 9.0) for index in range(NUM_DEVICES))
     monkeypatch.setattr(concurrency, "gpus", lambda: gpus)
-    monkeypatch.setattr(pool, "warm_up", lambda threads: None)
     monkeypatch.setattr(pool, "write_report", lambda folder: None)
     monkeypatch.setattr(pool, "drop_weights", lambda folder, keep: 0)
     monkeypatch.setattr(pool, "time", made)
-    monkeypatch.setattr(pool, "wait", made.wait)
     return made
 
 
@@ -88,16 +105,10 @@ def test_a_hundred_trials_on_four_devices(
 ) -> None:
     draw = random.Random(7)
     seconds = [draw.uniform(20, 300) for _ in range(NUM_TRIALS)]
-    left = iter(seconds)
-
-    def start(folder: RunFolder, threads: int, devices: str, ranks: int) -> FakeWorker:
-        return FakeWorker(clock, folder, devices, next(left))
-
-    monkeypatch.setattr(pool, "start_worker", start)
     groups = NUM_DEVICES // devices_per_trial
     booking = concurrency.slots(groups, devices_per_trial, "cuda")
     monkeypatch.setattr(pool, "slots", lambda *wanted: booking)
-    records = pool.Pool(trials(tmp_path), groups).run()
+    records = pool.Pool(trials(tmp_path), groups, FakeStarter(clock, iter(seconds))).run()
 
     assert all(record.status is Status.completed for record in records)
     assert len(clock.booked) == NUM_TRIALS
@@ -115,8 +126,7 @@ def test_a_report_that_cannot_be_written_stops_no_trial(
         raise RunFolderError(f"cannot write {folder}/report.html: File too large")
 
     monkeypatch.setattr(pool, "write_report", refuse)
-    monkeypatch.setattr(pool, "start_worker", lambda folder, threads, devices, ranks: FakeWorker(clock, folder, "0", 1))
-    records = pool.Pool(trials(tmp_path)[:5], 1).run()
+    records = pool.Pool(trials(tmp_path)[:5], 1, FakeStarter(clock, repeat(1.0))).run()
     assert [record.status for record in records] == [Status.completed] * 5
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.side_by_side import start_timed
+from benchmarks.side_by_side import TimedStarter
 from sft_experiments.plan.machine import cpu_count
 from sft_experiments.sweep import pool
 from tests.sweep.conftest import Done
@@ -27,7 +27,7 @@ def cpu_seconds(done: Done) -> float:
 def test_two_trials_at_once_have_half_the_cores_each_and_use_no_more_cpu_time(
     sweep_in: Callable[..., Done], plant: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "start_worker", start_timed)
+    monkeypatch.setattr(pool, "WarmStarter", TimedStarter)
     for name in ("together", "in_turn"):
         (tmp_path / name).mkdir()
     together = sweep_in(tmp_path / "together", *TWO_TRIALS, "sweep.concurrent_trials=2")

@@ -1,4 +1,9 @@
-"""Trackers: copies of a run's metrics in TensorBoard, Weights & Biases or trackio."""
+"""The register of trackers (TensorBoard, W&B, trackio, and those of the user's own), and what keeps them from harm.
+
+Each tracker has a daemon thread and a bounded queue. One that raises is switched off; one that hangs loses what no
+longer fits into its queue, and at the end it is left behind after a deadline. Each such case becomes a note for the
+record. metrics.jsonl holds everything in any case.
+"""
 
 import queue
 import threading
@@ -6,9 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
-from sft_experiments.errors import ConfigError, nearest
+from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings, Tracker
 from sft_experiments.runs.events import Alert, Event, Sample
 from sft_experiments.runs.folder import RunFolder
@@ -16,7 +23,15 @@ from sft_experiments.schema import Config
 from sft_experiments.secrets import redact, redact_text
 from sft_experiments.values import flatten, plain
 
-OURS = ("tensorboard", "wandb", "trackio")
+# What builds a tracker: called in the tracker's own thread, so that it may import its library, and take its time.
+Build = Callable[[Config, RunFolder], Tracker]
+
+# Name in logger.trackers -> what builds it, or where that is found ("module:function").
+TRACKERS: dict[str, Build | str] = {
+    "tensorboard": "sft_experiments.monitor.trackers.tensorboard_tracker:build",
+    "wandb": "sft_experiments.monitor.trackers.wandb_tracker:build",
+    "trackio": "sft_experiments.monitor.trackers.trackio_tracker:build",
+}
 UPSTREAM = (
     *("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub"),
     *("dvclive", "flyte", "kubeflow", "mlflow", "neptune", "swanlab"),
@@ -24,49 +39,46 @@ UPSTREAM = (
 """Trackers that transformers writes to itself (``report_to``): they see its own names and are not isolated."""
 
 
+def add(name: str, build: Build | str) -> None:
+    """Put a tracker into the register. Raises ``ConfigError`` when another one has its name."""
+    if TRACKERS.setdefault(name, build) != build or name in UPSTREAM:
+        raise ConfigError(f"the tracker {name} is in the register already")
+
+
 def build_trackers(config: Config, folder: RunFolder, identity: RunIdentity) -> "Trackers":
     """Start the trackers that ``logger.trackers`` names. Returns at once; they start in their own threads."""
-
     check_names(config.logger.trackers)
-    trackers = Trackers(
-        [_build(name, config, folder) for name in config.logger.trackers if name in OURS],
-        config.logger.finish_seconds,
-    )
+    named = [name for name in config.logger.trackers if name in TRACKERS]
+    trackers = Trackers({name: partial(_built, name, config, folder) for name in named}, config.logger.finish_seconds)
     trackers.start(identity, flat_settings(config))
     return trackers
+
+
+def _built(name: str, config: Config, folder: RunFolder) -> Tracker:
+    build = TRACKERS[name]
+    try:
+        tracker: Tracker = (resolve_name(build) if isinstance(build, str) else build)(config, folder)
+    except ImportError:
+        raise MissingDependencyError(f"{name} is not installed: pip install {name}") from None
+    return tracker
 
 
 def check_names(names: list[str]) -> None:
     """Raise ``ConfigError`` for a tracker that nobody knows."""
     for name in names:
-        if name not in OURS + UPSTREAM:
-            known = [*OURS, *UPSTREAM]
+        known = [*TRACKERS, *UPSTREAM]
+        if name not in known:
             raise ConfigError(f"logger.trackers: {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
 
 
 def upstream_names(names: list[str]) -> list[str]:
     """The names that go to transformers' ``report_to``."""
-    return [name for name in names if name not in OURS]
+    return [name for name in names if name not in TRACKERS]
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """The whole config as ``{"train.learning_rate": 0.002, ...}``, without secrets."""
     return flatten(plain(redact(asdict(config))))
-
-
-def _build(name: str, config: Config, folder: RunFolder) -> Tracker:
-    """Each kind imports libraries of its own."""
-    if name == "tensorboard":
-        from sft_experiments.monitor.trackers.tensorboard_tracker import TensorBoardTracker
-
-        return TensorBoardTracker(folder.tensorboard)
-    if name == "wandb":
-        from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
-
-        return WandbTracker(config.logger.wandb, folder.wandb, config.logger.finish_seconds)
-    from sft_experiments.monitor.trackers.trackio_tracker import TrackioTracker
-
-    return TrackioTracker(config.logger.project)
 
 
 QUEUE_LENGTH = 4096  # events; at one event per second, more than an hour of a tracker that does not answer
@@ -76,10 +88,10 @@ ABANDON_SECONDS = 2.0
 class Trackers:
     """All trackers of a run. No method blocks, except ``finish`` (at most ``finish_seconds``), and none raises."""
 
-    def __init__(self, trackers: list[Tracker], finish_seconds: float) -> None:
+    def __init__(self, builders: Mapping[str, Callable[[], Tracker]], finish_seconds: float) -> None:
         self._finish_seconds = finish_seconds
         self._notes = _Notes()
-        self._couriers = [_Courier(tracker, self._notes.add) for tracker in trackers]
+        self._couriers = [_Courier(name, build, self._notes.add) for name, build in builders.items()]
 
     def start(self, identity: RunIdentity, settings: Settings) -> None:
         self._send("start", identity, settings)
@@ -135,15 +147,16 @@ class _Notes:
 
 
 class _Courier:
-    """One tracker, its thread and its queue."""
+    """One tracker, its thread and its queue. The tracker is built in the thread as well."""
 
-    def __init__(self, tracker: Tracker, note: Callable[[str], None]) -> None:
-        self._tracker = tracker
+    def __init__(self, name: str, build: Callable[[], Tracker], note: Callable[[str], None]) -> None:
+        self._name, self._build = name, build
+        self._tracker: Tracker | None = None
         self._note = note
         self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(QUEUE_LENGTH)
         self._ended = threading.Event()  # finished or failed
         self._lost = 0
-        threading.Thread(target=self._run, name=f"tracker-{tracker.name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"tracker-{name}", daemon=True).start()
 
     def send(self, method: str, *arguments: Any) -> None:
         if self._ended.is_set():
@@ -156,15 +169,16 @@ class _Courier:
     def wait(self, deadline: float) -> None:
         if not self._ended.wait(max(0.0, deadline - time.monotonic())):
             self._ended.set()
-            self._note(f"{self._tracker.name} did not answer in time and was left behind; metrics.jsonl is complete")
+            self._note(f"{self._name} did not answer in time and was left behind; metrics.jsonl is complete")
             self._abandon()
         if self._lost:
-            self._note(f"{self._tracker.name} was too slow: {self._lost} events are missing there")
+            self._note(f"{self._name} was too slow: {self._lost} events are missing there")
 
     def _run(self) -> None:
         while not self._ended.is_set():
             method, arguments = self._queue.get()
             try:
+                self._tracker = self._tracker or self._build()
                 getattr(self._tracker, method)(*arguments)
             except BaseException as error:  # anything, also SystemExit: a tracker may only lose its own copy
                 self._fail(method, error)
@@ -175,7 +189,7 @@ class _Courier:
 
     def _fail(self, method: str, error: BaseException) -> None:
         if not self._ended.is_set():  # else it was left behind, and that was noted
-            self._note(f"{self._tracker.name} stopped in {method}: {_describe(error)}; metrics.jsonl is complete")
+            self._note(f"{self._name} stopped in {method}: {_describe(error)}; metrics.jsonl is complete")
             self._abandon()
             self._ended.set()
 
@@ -188,10 +202,11 @@ class _Courier:
 
     def _let_go(self) -> None:
         with suppress(BaseException):  # the tracker is lost already, and has its note; W&B even calls sys.exit
-            self._tracker.abandon()
+            if self._tracker is not None:
+                self._tracker.abandon()
 
     def _pass_notes_on(self) -> None:
-        for note in self._tracker.notes:
+        for note in self._tracker.notes if self._tracker is not None else ():
             self._note(note)
 
 

@@ -5,9 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_experiments.errors import MissingDependencyError
+from google.protobuf import struct_pb2
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
+
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample, measurements
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import EVAL_LOSS, Shown, shown_in
+from sft_experiments.schema import Config
 
 HPARAMS = (
     "model.name",
@@ -20,8 +27,6 @@ HPARAMS = (
 the alphabet, and the whole config is in the Text tab."""
 
 
-HPARAM_METRICS = ("best/eval/loss", "best/step", "eval/loss", "eval/train_gap", "eval/exact_match", "train/loss")
-AGAINST_TOKENS = ("train/loss", "eval/loss")
 _STATUS = {"completed": "STATUS_SUCCESS", "pruned": "STATUS_SUCCESS", "preempted": "STATUS_RUNNING"}  # else failure
 
 
@@ -38,10 +43,6 @@ class TensorBoardTracker:
         self._by_tokens: Any = None
 
     def start(self, identity: RunIdentity, settings: Settings) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingDependencyError("tensorboard is not installed: pip install tensorboard") from None
         purge = None if identity.resumed_step == NOTHING_KEPT else identity.resumed_step + 1
         self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=10)
         self._resumed = purge is not None
@@ -56,10 +57,10 @@ class TensorBoardTracker:
         for name, value in measurements(event).items():
             self._writer.add_scalar(name, value, step)
         self._writer.add_scalar("tokens", event["tokens"], step)
-        for name in AGAINST_TOKENS:
-            if name in event:
+        for metric in shown_in(Shown.by_tokens):
+            if metric.name in event:
                 tokens = int(event["tokens"])
-                self._against_tokens(tokens).add_scalar(f"by_tokens/{name}", event[name], tokens)
+                self._against_tokens(tokens).add_scalar(f"by_tokens/{metric.name}", event[metric.name], tokens)
 
     def alert(self, alert: Alert) -> None:
         self._writer.add_text(f"alerts/{alert.rule}", f"**{alert.policy}** {alert.message}", alert.step)
@@ -70,7 +71,7 @@ class TensorBoardTracker:
             self._writer.add_text(f"samples/{sample.prompt_index}", _sample_text(sample), sample.step)
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        for name in HPARAM_METRICS:
+        for name in _hparam_metrics():
             if isinstance(value := summary.get(name), int | float) and value != self._newest.get(name):
                 self._writer.add_scalar(name, value, self._last_step)
         _add_summary(self._writer, _session_end(status))
@@ -83,12 +84,20 @@ class TensorBoardTracker:
 
     def _against_tokens(self, tokens: int) -> Any:
         """A run of its own beside the first, since a resume drops points by step. What it repeats goes here too."""
-        from torch.utils.tensorboard import SummaryWriter
-
         if self._by_tokens is None:
             purge = tokens if self._resumed else None
             self._by_tokens = SummaryWriter(str(self._folder / "by_tokens"), purge_step=purge, flush_secs=10)
         return self._by_tokens
+
+
+def build(config: Config, folder: RunFolder) -> TensorBoardTracker:
+    """For the register."""
+    return TensorBoardTracker(folder.tensorboard)
+
+
+def _hparam_metrics() -> list[str]:
+    """Columns of the HParams tab: the best checkpoint's loss first."""
+    return [f"best/{EVAL_LOSS}", "best/step", *(metric.name for metric in shown_in(Shown.hparams))]
 
 
 def _add_summary(writer: Any, summary: Any) -> None:
@@ -98,11 +107,9 @@ def _add_summary(writer: Any, summary: Any) -> None:
 
 def _session_start(identity: RunIdentity, settings: Settings) -> list[Any]:
     """Summaries for the HParams plugin, written by hand: torch's ``hparams`` cannot say when and how a run ended."""
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
     start = plugin_data_pb2.SessionStartInfo(group_name=identity.trial_id, start_time_secs=time.time())
     experiment = api_pb2.Experiment(
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in HPARAM_METRICS]
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in _hparam_metrics()]
     )
     for name in identity.axes or HPARAMS:
         value = identity.axes.get(name, settings.get(name))
@@ -117,25 +124,18 @@ def _session_start(identity: RunIdentity, settings: Settings) -> list[Any]:
 
 
 def _session_end(status: str) -> Any:
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
     code = api_pb2.Status.Value(_STATUS.get(status, "STATUS_FAILURE"))
     end = plugin_data_pb2.SessionEndInfo(status=code, end_time_secs=time.time())
     return _plugin_summary(metadata.SESSION_END_INFO_TAG, session_end_info=end)
 
 
 def _plugin_summary(tag: str, **content: Any) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
-
     data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **content)
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
     return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
 
 
 def _as_value(value: Any) -> Any:
-    from google.protobuf import struct_pb2
-
     if isinstance(value, bool | str) or value is None:
         return struct_pb2.Value(string_value="" if value is None else str(value))
     if isinstance(value, int | float):

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft_experiments.errors import MissingDependencyError
+import trackio
+
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.schema import Config
 
 
 class TrackioTracker:
@@ -18,11 +21,6 @@ class TrackioTracker:
         self._project = project
 
     def start(self, identity: RunIdentity, settings: Settings) -> None:
-        try:
-            import trackio
-        except ImportError:
-            raise MissingDependencyError("trackio is not installed: pip install trackio") from None
-        self._trackio = trackio
         self._run = trackio.init(
             project=self._project,
             name=f"{identity.label} {identity.trial_id}",  # its runs are told apart by name
@@ -39,7 +37,7 @@ class TrackioTracker:
         self._run.log(known, step=int(event["step"]))
 
     def alert(self, alert: Alert) -> None:
-        level = self._trackio.AlertLevel.ERROR if alert.policy == "stop" else self._trackio.AlertLevel.WARN
+        level = trackio.AlertLevel.ERROR if alert.policy == "stop" else trackio.AlertLevel.WARN
         self._run.alert(alert.rule, text=alert.message, level=level, step=alert.step)
 
     def samples(self, samples: list[Sample]) -> None:
@@ -52,3 +50,8 @@ class TrackioTracker:
 
     def abandon(self) -> None:
         """Nothing to do: its sender is a daemon thread."""
+
+
+def build(config: Config, folder: RunFolder) -> TrackioTracker:
+    """For the register."""
+    return TrackioTracker(config.logger.project)

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plotly.graph_objects import Figure, Heatmap
+from wandb import Plotly, Table
+
 from sft_experiments.monitor.trackers.register import Trackers
 from sft_experiments.monitor.trackers.tracker import RunIdentity
 from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
@@ -31,7 +34,7 @@ def publish_sweep(
     if "wandb" not in logger.trackers:
         return []
     tracker = SweepRun(logger, folder, [dict(row) for row in rows], list(axes), metric, list(advice))
-    trackers = Trackers([tracker], logger.finish_seconds)
+    trackers = Trackers({"wandb": lambda: tracker}, logger.finish_seconds)
     trackers.start(RunIdentity(f"sweep-{sweep}", sweep, f"{sweep} (ranking)", sweep, resumed_step=0), {})
     return trackers.finish("completed", _best(rows, metric))
 
@@ -51,8 +54,6 @@ class SweepRun(WandbTracker):
         self._metric = metric
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        from wandb import Plotly
-
         content: dict[str, Any] = {"ranking": _table(self._table)}
         if self._advice:
             content["advice"] = _table(self._advice)
@@ -63,16 +64,12 @@ class SweepRun(WandbTracker):
 
 
 def _table(rows: list[Row]) -> Any:
-    from wandb import Table
-
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows], allow_mixed_types=True)
 
 
 def _heat_map(rows: list[Row], x_axis: str, y_axis: str, metric: str) -> Any:
     """The best value of each place; places without a value stay empty."""
-    from plotly.graph_objects import Figure, Heatmap
-
     best: dict[tuple[str, str], float] = {}
     for row in rows:  # best first
         if row.get(metric) is not None:

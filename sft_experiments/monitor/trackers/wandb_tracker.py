@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_experiments.errors import MissingDependencyError
+import psutil
+import wandb
+
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.monitor.trackers.wandb_mode import choose_mode
 from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample, read_events, read_samples
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.schema import WandbConfig
+from sft_experiments.runs.metrics import EVAL_LOSS
+from sft_experiments.schema import Config, WandbConfig
 from sft_experiments.secrets import redact
 
 INIT_SECONDS = 30.0
@@ -45,10 +48,6 @@ class WandbTracker:
     def start(self, identity: RunIdentity, settings: Settings) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # its login speaks before it reads the settings below
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # sending telemetry delays the exit by up to 10 s
-        try:
-            import wandb
-        except ImportError:
-            raise MissingDependencyError("wandb is not installed: pip install wandb") from None
         mode, reason = choose_mode(self._config.mode)
         resumed = identity.resumed_step != NOTHING_KEPT
         self._run = wandb.init(
@@ -63,7 +62,7 @@ class WandbTracker:
             dir=self._folder,
             mode=mode,
             resume="allow" if resumed and mode == "online" else None,
-            settings=self._settings(wandb),
+            settings=self._settings(),
         )
         for pattern in ("train/*", "eval/*", "memory/*", "tokens", "epoch"):
             self._run.define_metric(pattern, step_metric="step")
@@ -80,7 +79,7 @@ class WandbTracker:
         for event in read_events(folder.metrics):
             if event["step"] <= last_step:
                 self.log(event)
-                if "eval/loss" in event and (told := samples.pop(int(event["step"]), None)):
+                if EVAL_LOSS in event and (told := samples.pop(int(event["step"]), None)):
                     self.samples(told)
 
     def log(self, event: Event) -> None:
@@ -91,10 +90,8 @@ class WandbTracker:
         self._run.alert(title=alert.rule, text=alert.message, level=level, wait_duration=0)
 
     def samples(self, samples: list[Sample]) -> None:
-        from wandb import Table
-
         self._rows += [_row(sample) for sample in samples]
-        table = Table(columns=SAMPLE_COLUMNS, data=self._rows[-MOST_SAMPLES:])
+        table = wandb.Table(columns=SAMPLE_COLUMNS, data=self._rows[-MOST_SAMPLES:])
         self._run.log({"samples": table}, step=samples[-1].step)
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
@@ -105,9 +102,6 @@ class WandbTracker:
 
     def abandon(self) -> None:
         """End W&B's service process: it would keep this one waiting at exit. What it wrote can still be synced."""
-        import psutil
-        import wandb
-
         if self._is_online:  # else it is offline, or did not get that far
             self.notes.append(f"wandb: upload what is missing with: {_sync_command(self._run)} --include-online")
         for child in psutil.Process().children():
@@ -115,7 +109,7 @@ class WandbTracker:
                 child.kill()
         wandb.teardown()  # raises, since the service is gone, but first takes its own exit hook away
 
-    def _settings(self, wandb: Any) -> Any:
+    def _settings(self) -> Any:
         """Quiet, without the command line (it may hold secrets), and with our deadlines."""
         settings = {
             "silent": True,
@@ -130,6 +124,11 @@ class WandbTracker:
         # The private ones come and go between versions; without them only their comfort is missing.
         known = wandb.Settings.model_fields
         return wandb.Settings(**{name: value for name, value in settings.items() if name in known})
+
+
+def build(config: Config, folder: RunFolder) -> WandbTracker:
+    """For the register."""
+    return WandbTracker(config.logger.wandb, folder.wandb, config.logger.finish_seconds)
 
 
 def _tags(tags: list[str], settings: Settings) -> list[str]:

@@ -160,7 +160,6 @@ function drawHealth() {
 const narrow = () => window.innerWidth < 640;
 const DRAW = {
   map: drawMap, profile: drawProfile, loss: drawLoss, health: drawHealth,
-  exact_match: drawSeries("exact_match", "eval", "exact_match", "exact match"),
   schedule: drawSeries("schedule", "train", "learning_rate", "learning rate"),
   grad_norm: drawSeries("grad_norm", "train", "grad_norm", "gradient norm", "log"),
   throughput: drawSeries("throughput", "train", "throughput", "tokens per second"),
@@ -171,10 +170,16 @@ function redraw() {
   for (const draw of drawn.values()) draw();
 }
 
+// A task metric of the register: its element says which.
+function taskMetric(id) {
+  const { series, label } = document.getElementById(id).dataset;
+  return drawSeries(id, "eval", series, label);
+}
+
 function drawOnce(id) {
   if (drawn.has(id)) return;
-  drawn.set(id, DRAW[id]);
-  DRAW[id]();
+  drawn.set(id, DRAW[id] || taskMetric(id));
+  drawn.get(id)();
 }
 
 // A chart is drawn when it comes near the screen, so that a page with a hundred runs opens at once.

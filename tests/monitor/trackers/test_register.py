@@ -14,10 +14,18 @@ import torch
 from sft_experiments.errors import ConfigError
 from sft_experiments.monitor.trackers import register
 from sft_experiments.monitor.trackers.register import Trackers, build_trackers, check_names, upstream_names
-from sft_experiments.monitor.trackers.tracker import RunIdentity
+from sft_experiments.monitor.trackers.tracker import RunIdentity, Tracker
 from sft_experiments.runs.events import Alert, Event, Sample
 from sft_experiments.runs.folder import RunFolder
 from tests.monitor.conftest import run_config
+
+
+def running(*trackers: Tracker, finish_seconds: float) -> Trackers:
+    """Each under a name of its own."""
+    names = [f"{tracker.name} {number}" if number else tracker.name for number, tracker in enumerate(trackers)]
+    built = dict(zip(names, trackers, strict=True))
+    return Trackers({name: lambda name=name: built[name] for name in names}, finish_seconds)  # type: ignore[misc]
+
 
 METHODS = ("start", "log", "alert", "samples", "finish")
 IDENTITY = RunIdentity("0123456789ab", "grid", "lr=1")
@@ -81,7 +89,7 @@ def hang() -> None:
 
 def test_a_tracker_is_told_everything_in_order() -> None:
     tracker = ScriptedTracker()
-    assert tell_everything(Trackers([tracker], finish_seconds=5)) == []
+    assert tell_everything(running(tracker, finish_seconds=5)) == []
     assert tracker.told == list(METHODS)
 
 
@@ -89,7 +97,7 @@ def test_a_tracker_is_told_everything_in_order() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tracker_that_raises_is_switched_off_with_a_note_and_others_go_on(method: str, fault: Any) -> None:
     broken, sound = ScriptedTracker(method, fault), ScriptedTracker()
-    (note,) = tell_everything(Trackers([broken, sound], finish_seconds=5))
+    (note,) = tell_everything(running(broken, sound, finish_seconds=5))
     assert note.startswith(f"scripted stopped in {method}: ")
     assert "second line" not in note
     assert broken.told == list(METHODS[: METHODS.index(method)])
@@ -101,7 +109,7 @@ def test_a_tracker_that_raises_is_switched_off_with_a_note_and_others_go_on(meth
 def test_a_tracker_that_hangs_is_left_behind_after_the_deadline(method: str) -> None:
     hanging, sound = ScriptedTracker(method, hang), ScriptedTracker()
     started = time.monotonic()
-    (note,) = tell_everything(Trackers([hanging, sound], finish_seconds=0.3))
+    (note,) = tell_everything(running(hanging, sound, finish_seconds=0.3))
     assert time.monotonic() - started < 5
     assert "did not answer in time" in note
     assert hanging.abandoned.is_set()
@@ -110,7 +118,7 @@ def test_a_tracker_that_hangs_is_left_behind_after_the_deadline(method: str) -> 
 
 def test_a_tracker_that_hangs_never_blocks_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(register, "QUEUE_LENGTH", 50)
-    trackers = Trackers([ScriptedTracker("log", hang)], finish_seconds=0.1)
+    trackers = running(ScriptedTracker("log", hang), finish_seconds=0.1)
     started = time.monotonic()
     for _ in range(10_000):
         trackers.log(EVENT)
@@ -123,7 +131,7 @@ def test_events_are_copies(folder: RunFolder) -> None:
     seen: list[Event] = []
     tracker = ScriptedTracker()
     tracker.log = seen.append  # type: ignore[method-assign]
-    trackers = Trackers([tracker], finish_seconds=5)
+    trackers = running(tracker, finish_seconds=5)
     event = dict(EVENT)
     trackers.log(event)
     event["train/loss"] = -1.0
@@ -137,7 +145,7 @@ def test_notes_are_told_once_and_hold_no_secret(monkeypatch: pytest.MonkeyPatch)
     def leak() -> None:
         raise RuntimeError("key canary-7f3a9b1c was refused")
 
-    trackers = Trackers([ScriptedTracker("start", leak)], finish_seconds=5)
+    trackers = running(ScriptedTracker("start", leak), finish_seconds=5)
     trackers.start(IDENTITY, {})
     (note,) = trackers.finish("failed", {})
     assert "canary" not in note
