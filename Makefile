@@ -4,15 +4,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
+EXTRAS := dev,peft,quant,optuna,joblib,trackio,plots
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peft,quant,optuna,joblib,trackio,plots]'
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(NEW_ENOUGH)
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python $(INSTALL) --constraint constraints-lowest.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 .PHONY: setup
@@ -28,7 +40,15 @@ train: $(READY) ## run one training on the embedded demo
 
 .PHONY: test
 test: $(READY) browser ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+.PHONY: test-lowest
+test-lowest: $(LOWEST)/.ready ## run the fast tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+.PHONY: coverage
+coverage: $(READY) browser ## run the whole test suite and show which lines it reaches (htmlcov/index.html)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov=sft_experiments --cov-report=term --cov-report=html
 
 # The report is tested in a real browser. Debian's is installed where that is possible without a password; elsewhere
 # those tests are skipped, loudly, unless SFT_REQUIRE_BROWSER=1.
@@ -59,5 +79,5 @@ format: $(READY) ## put the code into its standard form
 	$(BIN)/ruff format .
 
 .PHONY: clean
-clean: ## remove the virtual environment and caches (outputs stay)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the virtual environments and caches (outputs stay)
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

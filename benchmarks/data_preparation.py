@@ -25,8 +25,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template
 
 from benchmarks.harness import measure, table, write_result
-from sft_experiments.data.demo import build_demo_tokenizer
 from sft_experiments.data.prepare import prepare_data
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.schema import DataFormat, DatasetConfig, DataSource, Overlong, PackingStrategy, TrainOn
 
 WORDS = "the a of and has had buys sells apples boxes each day week gives total then more than half twice left"

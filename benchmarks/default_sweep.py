@@ -30,7 +30,7 @@ EPOCHS, WARMUP, LOOKS, EVENTS = 3, 0.05, 0.2, 0.02
 def build_demo_world(root: Path) -> World:
     """The demo's rows, tokenizer and initial weights as files, for the peers."""
     from sft_experiments.config.hydra import composed
-    from sft_experiments.data.demo import DEMO_DEFAULTS, generate_demo_rows
+    from sft_experiments.data.sources import DEMO_DEFAULTS, generate_demo_rows
     from sft_experiments.launch.trial import plan_run
     from sft_experiments.training.model import load_model, load_tokenizer
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from sft_experiments.data.demo import DEMO_DEFAULTS, build_demo_tokenizer, generate_demo_rows
+from sft_experiments.data.sources import DEMO_DEFAULTS, build_demo_tokenizer, generate_demo_rows
 
 OLD_ARGUMENTS = (
     "max_seq_length", "evaluation_strategy", "logging_dir", "overwrite_output_dir", "warmup_ratio", "tokenizer",

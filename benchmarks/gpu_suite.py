@@ -26,7 +26,7 @@ from benchmarks.gpu_idle import idle_and_syncs
 from benchmarks.harness import table, write_result
 from benchmarks.loss_and_attention import attention_case, loss_head_case
 from benchmarks.training_step import check_no_leak
-from sft_experiments.training.packed_attention import PACKED
+from sft_experiments.training.attention import PACKED
 from sft_experiments.training.trainer import ExperimentTrainer
 
 SIZES = {

@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.harness import table, write_result
 from sft_experiments.plan.arithmetic import rung_step
-from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.metrics import read_events
 from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import read_record
 from sft_experiments.schema import EarlyStopping

@@ -15,7 +15,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 from benchmarks.harness import measure, table, write_result
 from sft_experiments.training import loss_head
-from sft_experiments.training.packed_attention import attention_by_document, attention_by_kernel, varlen_kernel
+from sft_experiments.training.attention import attention_by_document, attention_by_kernel, varlen_kernel
 
 HEADS = {"0.6M": (64, 8192), "27M": (512, 8192), "0.5B": (896, 32768)}  # label: width, vocabulary
 POSITIONS = 768  # of a batch; the last two thirds of them carry a label

@@ -25,11 +25,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from trl import SFTConfig
 
 from benchmarks.shard_on_cpu import shard_on_cpu
-from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.models.shape import Shape
 from sft_experiments.plan.memory import Workload, estimate_memory
+from sft_experiments.training.attention import register_packed_attention
 from sft_experiments.training.model import nf4
-from sft_experiments.training.packed_attention import register_packed_attention
 from sft_experiments.training.trainer import ExperimentTrainer
 
 MIB = 2**20

@@ -37,7 +37,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from benchmarks.harness import cpu_seconds, measure, table, write_result
 from benchmarks.processes import REPOSITORY
-from sft_experiments.training.packed_attention import PACKED
+from sft_experiments.training.attention import PACKED
 from sft_experiments.training.trainer import ExperimentTrainer
 
 VOCABULARY = 8192

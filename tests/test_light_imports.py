@@ -11,7 +11,7 @@ import sft_experiments
 HEAVY = {"torch", "transformers", "datasets", "trl", "accelerate", "peft", "wandb", "pandas", "plotly", "optuna"}
 HEAVY_ROOMS = ("training", "sanity", "model_use", "sweep.search")
 HEAVY_MODULES = {
-    "data.build", "data.encode", "data.prepare", "data.proof", "data.template",
+    "data.encode", "data.prepare", "data.proof", "data.template",
     "monitor.measure", "monitor.session",
     "monitor.trackers.tensorboard_tracker", "monitor.trackers.wandb_tracker", "monitor.trackers.wandb_sweep",
     "monitor.trackers.trackio_tracker",

@@ -13,7 +13,7 @@ from sft_experiments.advice.lines import line_through_best
 from sft_experiments.results.curves import Curves, Point
 from sft_experiments.results.recipes import train_command
 from sft_experiments.runs.metrics import EVAL_LOSS, TRAIN_LOSS
-from sft_experiments.text import format_score, format_value
+from sft_experiments.values import format_score, format_value
 
 RELATIVE_CHANGE = 0.01
 PLATEAU_FALL = 0.02  # of the loss at the end of warmup

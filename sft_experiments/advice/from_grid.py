@@ -12,7 +12,7 @@ from sft_experiments.results.rank import Cell, Comparison
 from sft_experiments.results.recipes import axis_value, sweep_command, sweep_values, use_command, with_value
 from sft_experiments.results.rows import combined
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
-from sft_experiments.text import format_score, format_seconds, format_value
+from sft_experiments.values import format_score, format_seconds, format_value
 
 LEARNING_RATE = "train.learning_rate"
 BATCH_SIZE = "train.effective_batch_size"

@@ -14,13 +14,14 @@ from rich.text import Text
 
 from sft_experiments.commands import Command
 from sft_experiments.config.hydra import composed
-from sft_experiments.data.report import print_summary
+from sft_experiments.data.formats import Answer
+from sft_experiments.data.prepare import print_summary
 from sft_experiments.errors import ConfigError
 from sft_experiments.files import write_text_atomically
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.sanity.marked_rows import show_rows_html, show_rows_terminal
 from sft_experiments.sanity.short_run import SanityReport, check_trial
-from sft_experiments.sanity.verdicts import Answer, garble_of
+from sft_experiments.sanity.verdicts import garble_of
 from sft_experiments.terminal import console
 
 COLOURS = {"pass": "green", "note": "cyan", "warn": "yellow", "fail": "red"}

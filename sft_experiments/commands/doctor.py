@@ -32,7 +32,7 @@ from sft_experiments.plan.machine import (
 )
 from sft_experiments.schema import Device, Precision, WandbMode
 from sft_experiments.terminal import console
-from sft_experiments.text import GIB
+from sft_experiments.values import GIB
 
 REQUIRED = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "hydra-core", "omegaconf")
 # package -> what it is for, and the extra that installs it

@@ -15,7 +15,7 @@ from sft_experiments.launch.trial import plan_run, plan_trial
 from sft_experiments.schema import SearchMethod
 from sft_experiments.sweep.outlook import Outlook, outlook_of
 from sft_experiments.sweep.planning import plan_search, plan_sweep
-from sft_experiments.text import parse_size
+from sft_experiments.values import parse_size
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -35,12 +35,6 @@ def _plan(parsed: Namespace) -> int:
     return 0
 
 
-def show_plan_of_sweep(settings: list[str]) -> int:
-    """What `sft sweep` with these settings would run."""
-    show_outlook(outlook(settings, sweep_by_default=True))
-    return 0
-
-
 def _price(text: str) -> float:
     try:
         price = float(text)
@@ -56,13 +50,12 @@ def outlook(
     run_folder: Optional[Path] = None,
     device_memory: Optional[str] = None,
     price: Optional[float] = None,
-    sweep_by_default: bool = False,
 ) -> Outlook:
     """Compose, plan and forecast. Raises ``ConfigError`` and ``DataError`` as a launch would."""
     device_bytes = parse_size(device_memory) if device_memory else None
     if run_folder is not None:
         return outlook_of(None, [plan_trial(*recorded_run(run_folder, settings))], device_bytes, price)
-    with composed(settings, sweep_by_default) as composer:
+    with composed(settings) as composer:
         if not composer.is_sweep:
             return outlook_of(None, [plan_run(composer)], device_bytes, price)
         if composer.master.sweep.search is SearchMethod.bayes:

@@ -6,8 +6,8 @@ from typing import Any, Optional
 from rich.table import Table
 from rich.text import Text
 
+from sft_experiments.commands.train import show_plan, values_table
 from sft_experiments.launch.trial import Trial
-from sft_experiments.launch.trial_view import show_plan, values_table
 from sft_experiments.plan.data_facts import DataFacts
 from sft_experiments.plan.forecast import Forecast
 from sft_experiments.plan.memory import MemoryEstimate
@@ -15,7 +15,7 @@ from sft_experiments.sweep.ledger import Sweep
 from sft_experiments.sweep.outlook import Outlook
 from sft_experiments.sweep.sweep_view import show_search_plan
 from sft_experiments.terminal import console, show_warnings
-from sft_experiments.text import format_seconds, format_value, gib
+from sft_experiments.values import format_seconds, format_value, gib
 
 
 def show_outlook(found: Outlook) -> None:

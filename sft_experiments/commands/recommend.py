@@ -12,8 +12,7 @@ from sft_experiments.models.shape import BOUNDARIES, Shape, shape_of
 from sft_experiments.plan.derive import REASONS
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.terminal import console
-from sft_experiments.text import format_count, format_value
-from sft_experiments.values import scaled
+from sft_experiments.values import format_count, format_value, scaled
 
 # Learning rate = 5e-5 (LoRA: x 10) x (2000 / hidden size) ^ exponent, with an exponent for each family:
 # Thinking Machines, tinker-cookbook, hyperparam_utils.get_lr (from sweeps over LoRA runs).

@@ -19,8 +19,8 @@ from sft_experiments.plan.machine import installed
 from sft_experiments.runs.plan_file import StepPlan
 from sft_experiments.schema import Config
 from sft_experiments.terminal import console
-from sft_experiments.text import format_rate
-from sft_experiments.training.schedule import planned_learning_rates
+from sft_experiments.training.arguments import planned_learning_rates
+from sft_experiments.values import format_rate
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE = 32  # characters

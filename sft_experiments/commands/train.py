@@ -3,19 +3,25 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
+from rich.table import Table
+from rich.text import Text
 
-from sft_experiments.commands import Command
-from sft_experiments.commands.plan import show_plan_of_sweep
+from sft_experiments.commands import Command, run
 from sft_experiments.config.hydra import Job, Request, run_app
 from sft_experiments.config.recorded import recorded_run
 from sft_experiments.errors import ConfigError
-from sft_experiments.launch.single import run_trial
+from sft_experiments.launch.retry import run_trial
 from sft_experiments.launch.trial import Trial, plan_trial
-from sft_experiments.launch.trial_view import show_outcome, show_plan, show_what_was_there
-from sft_experiments.models.source import check_model_source
+from sft_experiments.models.shape import check_model_source
+from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.record import Record, Status
 from sft_experiments.sweep.ledger import read_sweep
+from sft_experiments.sweep.sweep_view import show_where_to_look
+from sft_experiments.terminal import console, show_notes, show_warnings
+from sft_experiments.values import format_score, format_value
 
 
 def _add_train_arguments(parser: ArgumentParser) -> None:
@@ -40,10 +46,11 @@ def _add_sweep_arguments(parser: ArgumentParser) -> None:
 
 def _sweep(parsed: Namespace) -> int:
     """A multirun over learning rate x effective batch size unless another sweep is named."""
-    if parsed.dry_run:
-        return show_plan_of_sweep(parsed.settings)
     named = any(setting.startswith("sweep=") for setting in parsed.settings)
-    run_app("sft sweep", ["--multirun", *parsed.settings, *([] if named else ["sweep=lr_x_batch"])], run_job)
+    settings = ["--multirun", *parsed.settings, *([] if named else ["sweep=lr_x_batch"])]
+    if parsed.dry_run:
+        return run("plan", settings)
+    run_app("sft sweep", settings, run_job)
     return 0
 
 
@@ -81,6 +88,47 @@ def run_planned(trial: Trial) -> float:
     show_outcome(trial.folder, record)
     assert record.objective is not None
     return record.objective
+
+
+def show_plan(trial: Trial) -> None:
+    """The plan of one run: where it goes, what was derived, where each value comes from, what is unusual."""
+    batch = trial.plan.batch
+    console.print(f"[bold]{trial.config.name}[/bold]  trial {trial.id}  [dim]{trial.folder.path}[/dim]")
+    console.print(
+        f"  batch      {batch.per_device_train_batch_size} per device x {batch.gradient_accumulation_steps}"
+        f" accumulation x {batch.num_devices} device = [bold]{batch.effective_batch_size}[/bold]"
+    )
+    console.print(f"  device     {trial.plan.device.value} [dim]({trial.plan.device.reason})[/dim]")
+    console.print(f"  precision  {trial.plan.precision.value} [dim]({trial.plan.precision.reason})[/dim]")
+    console.print(values_table(trial.plan.values))
+    show_warnings(trial.plan.warnings)
+
+
+def values_table(values: dict[str, dict[str, Any]]) -> Table:
+    """Each dial with its value and its origin."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for key, entry in values.items():
+        table.add_row(f"  {key}", Text(format_value(entry["value"]), style="bold"), Text(entry["origin"], style="dim"))
+    return table
+
+
+def show_what_was_there(trial: Trial) -> None:
+    """That nothing is trained again, when the same trial is complete."""
+    earlier = trial.recorded()
+    if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
+        console.print(f"  completed at {earlier.finished_at}: nothing is trained (rerun=true trains it again)")
+
+
+def show_outcome(folder: RunFolder, record: Record) -> None:
+    """The result of one run and where to look next."""
+    best = record.metrics.get("best/step")
+    console.print(
+        f"[bold green]completed[/bold green]  {record.objective_metric} [bold]{format_score(record.objective)}[/bold]"
+        f" (step {best} of {record.metrics.get('total_steps')}, {record.timings.get('total', 0):.0f} s)"
+    )
+    console.print(f"  model      {folder.model}")
+    show_notes(record.notes)
+    show_where_to_look(folder.path, record.config)
 
 
 COMMANDS = {

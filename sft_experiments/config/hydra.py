@@ -225,7 +225,7 @@ def _choices_and_values(overrides: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 @contextmanager
-def composed(arguments: Sequence[str], sweep_by_default: bool = False) -> Iterator[Composer]:
+def composed(arguments: Sequence[str]) -> Iterator[Composer]:
     """Compose ``arguments`` (overrides, ``-m``, ``--config-dir DIR``) as a launch would, without launching anything.
 
     A sweep is what names one (``sweep=...``, ``-m``) or gives several values for a key. Raises our errors for Hydra's.
@@ -233,9 +233,7 @@ def composed(arguments: Sequence[str], sweep_by_default: bool = False) -> Iterat
     register()
     overrides, multirun = _split(arguments)
     named = [item for item in overrides if item.startswith("sweep=")]
-    if sweep_by_default and not named:
-        overrides.append("sweep=lr_x_batch")
-    multirun = multirun or sweep_by_default or any(item != "sweep=none" for item in named)
+    multirun = multirun or any(item != "sweep=none" for item in named)
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name="sft"):
             loader = GlobalHydra.instance().config_loader()

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Optional
 
-from sft_experiments.data.demo import DEMO_DEFAULTS
 from sft_experiments.data.formats import FIELDS
 from sft_experiments.data.gate import RULES
+from sft_experiments.data.sources import DEMO_DEFAULTS
 from sft_experiments.errors import nearest
 from sft_experiments.monitor.health import OUTSIDE
 from sft_experiments.monitor.health import RULES as HEALTH_RULES
@@ -38,15 +38,6 @@ KNOWN_KEYS: dict[str, tuple[str, ...]] = {
 
 
 IN_A_HEALTH_RULE = tuple(field.name for field in fields(HealthRuleConfig))
-
-
-def unknown_keys(config: Config) -> Iterator[str]:
-    """One line for each key of the data set's mappings that means nothing (monitor/health.py checks its rules)."""
-    dataset = config.dataset
-    given = {"dataset.columns": [*dataset.columns], "dataset.rules": [*dataset.rules], "dataset.demo": [*dataset.demo]}
-    for mapping, names in given.items():
-        for key in sorted(set(names) - set(KNOWN_KEYS[mapping])):
-            yield f"{mapping}.{key}: no such key{known_hint(f'{mapping}.{key}')}"
 
 
 def known_hint(key: str) -> Optional[str]:
@@ -123,7 +114,7 @@ OLD = {
     "use_liger": "train.extra.use_liger_kernel (written +train.extra.use_liger_kernel=true)",
     "label_names": "not needed: labels are made by the data preparation",
     "hub_token": "not needed: set HF_TOKEN in the environment, so that it is never written to a file",
-    "ddp_find_unused_parameters": "not needed: one device per trial",
+    "ddp_find_unused_parameters": "not needed: every parameter that is trained is used",
 }
 
 

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from sft_experiments.config.known_keys import OWNED, known_hint, unknown_keys
+from sft_experiments.config.known_keys import KNOWN_KEYS, OWNED, known_hint
 from sft_experiments.config.load import to_plain
-from sft_experiments.data.demo import SKILLS
 from sft_experiments.data.formats import FIELDS
-from sft_experiments.data.sources import has_validation, sources_of
+from sft_experiments.data.sources import SKILLS, has_validation, sources_of
 from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
 from sft_experiments.keys import POSITIVE, SEED, Range
 from sft_experiments.monitor.health import check_rules
@@ -34,8 +33,7 @@ from sft_experiments.schema import (
     Precision,
     TrainOn,
 )
-from sft_experiments.text import format_value
-from sft_experiments.values import flatten
+from sft_experiments.values import flatten, format_value
 
 ATTENTION = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", "sft_packed"]
 
@@ -302,3 +300,12 @@ def unread(config: Config, typed: Iterable[str]) -> Iterator[str]:
             allowed = "null" if values == ("None",) else " or ".join(values)
             chosen = f"{other}={format_value(flat[other])}"
             yield f"{name}: nothing reads it with {chosen}; it is read with {other}={allowed}"
+
+
+def unknown_keys(config: Config) -> Iterator[str]:
+    """One line for each key of the data set's mappings that means nothing (monitor/health.py sees to its rules)."""
+    dataset = config.dataset
+    given = {"dataset.columns": [*dataset.columns], "dataset.rules": [*dataset.rules], "dataset.demo": [*dataset.demo]}
+    for mapping, names in given.items():
+        for key in sorted(set(names) - set(KNOWN_KEYS[mapping])):
+            yield f"{mapping}.{key}: no such key{known_hint(f'{mapping}.{key}')}"

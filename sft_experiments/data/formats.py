@@ -87,6 +87,16 @@ class Prompt:
     tools: Optional[list[Any]] = None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model generated for a prompt: its tokens without the prompt, and whether it came to an end."""
+
+    prompt: str  # as the model saw it
+    text: str  # special tokens left out
+    ids: list[int]  # up to the end token, which is left out
+    ended: bool
+
+
 ROLES = ("system", "user", "assistant", "tool")
 # What each format cannot do without, and what it reads beside that.
 REQUIRED: dict[DataFormat, tuple[str, ...]] = {

@@ -15,9 +15,8 @@ from typing import Any, Optional
 
 from filelock import FileLock
 
-from sft_experiments.data.demo import GENERATOR_VERSION
 from sft_experiments.data.read import resolve_files
-from sft_experiments.data.sources import SPLITS, demo_arguments, sources_of
+from sft_experiments.data.sources import GENERATOR_VERSION, SPLITS, demo_arguments, sources_of
 from sft_experiments.errors import DataError
 from sft_experiments.files import sha256_of_file, write_json_atomically, write_text_atomically
 from sft_experiments.schema import DatasetConfig, DataSource, ModelConfig, SourceConfig

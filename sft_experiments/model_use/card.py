@@ -12,8 +12,7 @@ from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.metrics import EVAL_LOSS, Shown, shown_in
 from sft_experiments.runs.plan_file import find_plan
 from sft_experiments.runs.record import Record
-from sft_experiments.text import format_count, format_score, format_seconds, format_value
-from sft_experiments.values import flatten
+from sft_experiments.values import flatten, format_count, format_score, format_seconds, format_value
 
 MOST_EVALUATIONS = 25  # rows of the table of curves
 

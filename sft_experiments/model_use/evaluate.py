@@ -17,12 +17,12 @@ from sft_experiments.launch.trial import Trial, plan_trial
 from sft_experiments.model_use.saved import load_saved_model, load_saved_tokenizer
 from sft_experiments.monitor.measure import measured
 from sft_experiments.plan.arithmetic import plan_steps
-from sft_experiments.runs.events import Sample
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import Sample
 from sft_experiments.runs.plan_file import Choice
 from sft_experiments.schema import DataSource, PackingStrategy, PeftMethod, Policy
 from sft_experiments.training.arguments import training_arguments
-from sft_experiments.training.generate import AnswerValidationPrompts
+from sft_experiments.training.generate import answer_validation
 from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
 
 _NOT_RESULTS = {"eval/seconds", "eval/model_preparation_time"}
@@ -48,10 +48,9 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, f
     samples: list[Sample] = []
     with TemporaryDirectory() as scratch:
         trainer = _trainer(trial, model, tokenizer, data, RunFolder(Path(scratch)))
-        answers = AnswerValidationPrompts(trial.config, tokenizer, data)
 
         def answer_metrics() -> dict[str, float]:
-            metrics, found = answers(model, 0)
+            metrics, found = answer_validation(model, tokenizer, trial.config, data, step=0)
             samples.extend(found)
             return metrics
 

@@ -22,7 +22,7 @@ from sft_experiments.monitor.rules import (
     UnchangedWeights,
     ZeroLoss,
 )
-from sft_experiments.runs.events import Alert, Event
+from sft_experiments.runs.metrics import Alert, Event
 from sft_experiments.schema import HealthPolicy, HealthRuleConfig
 
 RuleFactory = Callable[[float, int, RunFacts], Rule]

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from sft_experiments.monitor.rules import RunFacts
-from sft_experiments.runs.events import Event
-from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, TRAIN_LOSS
-from sft_experiments.text import GIB
+from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, TRAIN_LOSS, Event
+from sft_experiments.values import GIB
 
 MOVED = 0.5  # once this share of the sampled weights has changed, they are no longer looked at
 

@@ -13,8 +13,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
-from sft_experiments.runs.events import Event, measurements
-from sft_experiments.text import format_rate
+from sft_experiments.runs.metrics import Event, measurements
+from sft_experiments.values import format_rate
 
 
 class Rule(Protocol):

@@ -1,15 +1,126 @@
-"""What is derived before training, each value with its reason: the content of plan.json."""
+"""What is derived before training, each value with its reason: batch, steps, precision, and whether it all fits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, Optional
 
-from sft_experiments.plan.arithmetic import plan_batch
-from sft_experiments.plan.fit import auto_batch
-from sft_experiments.plan.machine import check_device_count, resolve_device, resolve_precision, resolve_threads
-from sft_experiments.runs.plan_file import Choice, Plan
-from sft_experiments.schema import Config, Precision
-from sft_experiments.text import format_value
-from sft_experiments.values import scaled
+from sft_experiments.models.shape import Shape, shape_of
+from sft_experiments.plan.arithmetic import AUTO, divisors, plan_batch
+from sft_experiments.plan.data_facts import DataFacts, data_facts
+from sft_experiments.plan.machine import (
+    check_device_count,
+    gpus,
+    host_capacity_gib,
+    resolve_device,
+    resolve_precision,
+    resolve_threads,
+)
+from sft_experiments.plan.memory import MemoryEstimate, Workload, estimate_memory
+from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan
+from sft_experiments.schema import Config, Device, PackingStrategy, PeftMethod, Precision
+from sft_experiments.values import GIB, format_value, gib, scaled
+
+# Without a memory estimate, `auto` stops here: larger micro-batches gain little speed on any device we know.
+
+
+TIGHT = 0.9  # above this share of the device's memory an estimate is called tight
+
+
+def workload(config: Config, plan: "Plan", facts: Optional[DataFacts]) -> Workload:
+    """What the device has to do in a step. Unprepared data count with rows of max_length, all supervised."""
+    method = "full" if config.peft.method is PeftMethod.none else config.peft.method.value
+    return Workload(
+        precision=plan.precision.value,
+        per_device_batch=plan.batch.per_device_train_batch_size,
+        length=facts.longest if facts and facts.longest else config.dataset.max_length,
+        accumulation=plan.batch.gradient_accumulation_steps,
+        supervised_share=facts.supervised_share if facts and facts.supervised_share is not None else 1.0,
+        device=plan.device.value,
+        method=method,
+        lora_r=config.peft.r,
+        checkpointing=config.train.activation_checkpointing,
+        packed=config.dataset.packing is not PackingStrategy.none,
+        optim=config.train.optim,
+        devices=plan.batch.num_devices,
+        sharded=config.compute.fsdp,
+    )
+
+
+def device_memory(plan: "Plan") -> Optional[float]:
+    """Bytes of the smallest visible GPU; on the CPU those of the machine or container, shared by the ranks."""
+    if plan.device.value == "cuda":
+        return min(gpu.memory_gib for gpu in gpus()) * GIB
+    return host_capacity_gib() * GIB / plan.batch.num_devices
+
+
+def verdict(memory: Optional[MemoryEstimate], available: Optional[float]) -> Optional[str]:
+    """fits, tight or will not fit; None when either side is unknown."""
+    if memory is None or available is None:
+        return None
+    if memory.total > available:
+        return "will not fit"
+    return "tight" if memory.total > TIGHT * available else "fits"
+
+
+def make_it_fit(
+    config: Config, plan: "Plan", facts: Optional[DataFacts], shape: Shape, available: Optional[float]
+) -> list[str]:
+    """Settings to add one after the other, mildest first, each with its estimate, up to the first that fits."""
+    per_device = plan.batch.effective_batch_size // plan.batch.num_devices
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": per_device}),
+        ("train.activation_checkpointing=true", {"checkpointing": True}),
+        ("train.optim=adamw_torch_fused", {"optim": "adamw_torch_fused"}),
+        *([("compute.fsdp=true", {"sharded": True})] if plan.batch.num_devices > 1 else []),
+        *([("peft=lora", {"method": "lora", "lora_r": 16})] if config.peft.method is PeftMethod.none else []),
+        *([("peft=qlora", {"method": "qlora", "lora_r": 16})] if plan.batch.num_devices == 1 else []),
+    ]
+    work = workload(config, plan, facts)
+    total, advice = estimate_memory(shape, work).total, []
+    for setting, change in changes:
+        changed = replace(work, **change)
+        lower = estimate_memory(shape, changed).total
+        if lower >= total:
+            continue
+        work, total = changed, lower
+        advice.append(f"{setting}: {gib(total)}")
+        if available is not None and total <= TIGHT * available:
+            return advice
+    return [*advice, "none of these fits one such device"]
+
+
+def on_a_gpu(config: Config, plan: "Plan", device_bytes: float) -> "Plan":
+    """The plan for a GPU of that memory, so that a laptop can plan for one. A GPU that is here keeps its own."""
+    if plan.device.value != "cuda":
+        if config.compute.device is not Device.auto:
+            return plan
+        plan = replace(plan, device=Choice("cuda", "assumed, because --device-memory was given"))
+        if config.train.precision is Precision.auto and config.model.size_class != "tiny":
+            plan = replace(plan, precision=Choice("bf16", "assumed: fp32 parameters, bf16 autocast"))
+    return replace(plan, batch=auto_batch(config, plan, device_bytes))
+
+
+def auto_batch(config: Config, plan: "Plan", device_bytes: Optional[float] = None) -> BatchPlan:
+    """On CUDA, the largest per-device batch that is estimated to fit; elsewhere, and when set by hand, the plan's own.
+
+    When none fits, 1 is tried, and what happens when memory runs out has the last word.
+    """
+    batch, wanted = plan.batch, config.train.per_device_train_batch_size
+    if wanted != AUTO or plan.device.value != "cuda":
+        return batch
+    shape = shape_of(config.model)
+    available = device_bytes if device_bytes is not None else device_memory(plan)
+    if shape is None or available is None:
+        return batch
+    work = workload(config, plan, data_facts(config))
+    per_step = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    for size in reversed(divisors(per_step)):
+        tried = replace(work, per_device_batch=size, accumulation=per_step // size)
+        fits = estimate_memory(shape, tried).total <= TIGHT * available
+        if size == 1 or (size <= batch.per_device_train_batch_size and fits):
+            return BatchPlan(size, per_step // size, batch.num_devices)
+    return batch
+
 
 TINY_REASON = "a tiny model: casts to bf16 cost more than they save"
 

@@ -7,9 +7,8 @@ from typing import Optional
 
 from sft_experiments.errors import RunFolderError
 from sft_experiments.models.shape import Shape, peak_flops, training_flops_per_token
-from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
-from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND
+from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, read_events
 from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Status, read_record
 

@@ -6,8 +6,8 @@ from typing import Any, Optional
 from sft_experiments.models.shape import Shape
 from sft_experiments.plan.arithmetic import evaluation_steps
 from sft_experiments.plan.data_facts import DataFacts, steps_of
+from sft_experiments.plan.derive import device_memory, make_it_fit, verdict, workload
 from sft_experiments.plan.duration import Duration, Likeness, Load, Measured, computed_duration, from_measured
-from sft_experiments.plan.fit import device_memory, make_it_fit, verdict, workload
 from sft_experiments.plan.machine import gpus
 from sft_experiments.plan.memory import MemoryEstimate, estimate_memory
 from sft_experiments.runs.plan_file import Plan, StepPlan

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from sft_experiments.errors import ConfigError
 from sft_experiments.runs.plan_file import Choice
 from sft_experiments.schema import Device, Precision
-from sft_experiments.text import GIB
+from sft_experiments.values import GIB
 
 BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 BF16_COMPUTE_CAPABILITY = 8.0  # Ampere

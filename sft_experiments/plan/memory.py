@@ -20,7 +20,7 @@ the eager attention's score matrix, mixtures of experts beyond their weights.
 from dataclasses import dataclass
 
 from sft_experiments.models.shape import Shape
-from sft_experiments.text import GIB
+from sft_experiments.values import GIB
 
 ROWS_PER_BLOCK = 256  # of logits on the CPU and MPS: training/loss_head.py
 FUSED_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's fused head on CUDA

@@ -11,7 +11,7 @@ from sft_experiments.results.collect import Run
 from sft_experiments.results.rank import Cell, Comparison
 from sft_experiments.results.rows import setting_names
 from sft_experiments.results.settings import identity, sort_key
-from sft_experiments.text import format_score, format_value
+from sft_experiments.values import format_score, format_value
 
 LEARNING_RATE, BATCH_SIZE = "train.learning_rate", "train.effective_batch_size"
 MOST_GRID_VALUES = 14  # more values per axis, or a sparser grid, are points instead of cells

@@ -31,7 +31,7 @@ from sft_experiments.results.rows import Column, build_table
 from sft_experiments.results.settings import sort_key
 from sft_experiments.results.table import footnotes, heading
 from sft_experiments.runs.metrics import EVAL_LOSS, Shown, shown_in
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 
 
 def render_page(comparison: Comparison, title: str) -> str:

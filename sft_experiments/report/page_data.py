@@ -18,7 +18,7 @@ from sft_experiments.runs.metrics import (
     Shown,
     shown_in,
 )
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 
 TRAIN_SERIES = {
     "loss": TRAIN_LOSS,

@@ -12,8 +12,7 @@ from sft_experiments.results.compare import best_seed
 from sft_experiments.results.rank import Comparison, why_unranked
 from sft_experiments.results.settings import differing_keys, identity, sort_key
 from sft_experiments.runs.record import Status
-from sft_experiments.text import format_value
-from sft_experiments.values import flatten
+from sft_experiments.values import flatten, format_value
 
 NUM_SAMPLE_RUNS = 3
 NUM_SAMPLE_PROMPTS = 12

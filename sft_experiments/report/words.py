@@ -7,7 +7,7 @@ from sft_experiments.results.rank import Comparison
 from sft_experiments.results.rows import setting_names
 from sft_experiments.results.table import noise_sentence
 from sft_experiments.runs.record import Status
-from sft_experiments.text import format_count, format_score, format_seconds, format_value
+from sft_experiments.values import format_count, format_score, format_seconds, format_value
 
 
 def best_settings(comparison: Comparison) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft_experiments.results.collect import Run, number
-from sft_experiments.text import format_count
+from sft_experiments.values import format_count
 
 TOKEN_TOLERANCE = 0.02  # batch sizes that do not divide an epoch shift the tokens trained by a step or so
 # A part of the fingerprint's name -> what it means when it differs. The first match counts.

@@ -15,8 +15,7 @@ from sft_experiments.results.fields import filter_runs
 from sft_experiments.results.rank import Cell, Comparison, compare_runs
 from sft_experiments.results.settings import identity
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.text import format_value
-from sft_experiments.values import flatten
+from sft_experiments.values import flatten, format_value
 
 
 def load_comparison(directories: Sequence[Path], where: Sequence[str] = ()) -> Comparison:

@@ -9,7 +9,7 @@ from typing import Any
 from sft_experiments.results.collect import Run
 from sft_experiments.results.rank import Comparison
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 
 SEARCH_SETTINGS = ("sweep=", "sweep.search", "sweep.num_trials=", "sweep.axes")
 STOPPING_SETTINGS = ("sweep=", "sweep.early_stopping=", "sweep.rungs=", "sweep.reduction_factor=")

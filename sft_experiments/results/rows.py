@@ -11,7 +11,7 @@ from sft_experiments.results.rank import Cell, Comparison
 from sft_experiments.results.settings import short_names, sort_key
 from sft_experiments.results.statistics import mean
 from sft_experiments.runs.metrics import Shown, shown_in
-from sft_experiments.text import format_count, format_score, format_seconds, format_value
+from sft_experiments.values import format_count, format_score, format_seconds, format_value
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 from sft_experiments.results.rank import Cell, Comparison, why_unranked
 from sft_experiments.results.rows import Column, Table, setting_names
 from sft_experiments.runs.record import Status
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 
 LONGEST_REASON = 400  # characters; the report page has the whole message
 _STATUS_STYLE = {Status.pruned: "yellow", Status.preempted: "yellow", Status.running: "cyan", Status.pending: "dim"}

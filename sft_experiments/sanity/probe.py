@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data.formats import Prompt
-from sft_experiments.sanity.verdicts import Answer
-from sft_experiments.training.generate import ready_to_generate, render_prompt
+from sft_experiments.data.formats import Answer, Prompt
+from sft_experiments.training.generate import answer, ready_to_generate
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ def look(
             ends += [
                 float(value.exp()) for value, label in zip(log_probs, labels.tolist(), strict=True) if label in end_ids
             ]
-        stops = sorted({*end_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
-        answers = [_answer(model, tokenizer, prompt, stops, max_new_tokens) for prompt in prompts]
+    answers = answer(model, tokenizer, prompts, max_new_tokens, end_ids)
     return Probe(losses, sum(ends) / len(ends) if ends else None, answers)
 
 
@@ -60,21 +58,3 @@ def label_log_probs(model: Any, row: dict[str, list[int]]) -> tuple[Tensor, Tens
     output = model(input_ids=ids, position_ids=positions, logits_to_keep=places, use_cache=False)
     targets = labels[1:][places]
     return -F.cross_entropy(output.logits[0].float(), targets, reduction="none"), targets
-
-
-def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, stops: list[int], limit: int) -> Answer:
-    text = render_prompt(tokenizer, prompt)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=limit,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stops or None,
-    )
-    new = output[0, ids.shape[1] :].tolist()
-    ended = bool(new) and new[-1] in stops
-    said = str(tokenizer.decode(new, skip_special_tokens=True))
-    return Answer(text, said, new[:-1] if ended else new, ended)

@@ -15,19 +15,19 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
+from sft_experiments.data.formats import Answer
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.store import default_cache_dir
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.launch.trial import Trial
 from sft_experiments.models.shape import shape_of
 from sft_experiments.plan.data_facts import from_report, steps_of
-from sft_experiments.plan.fit import device_memory, verdict, workload
+from sft_experiments.plan.derive import device_memory, verdict, workload
 from sft_experiments.plan.memory import estimate_memory
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import Choice, StepPlan
 from sft_experiments.sanity.probe import Probe, look
 from sft_experiments.sanity.verdicts import (
-    Answer,
     Item,
     judge_answers,
     judge_end_probability,
@@ -37,12 +37,12 @@ from sft_experiments.sanity.verdicts import (
     worst,
 )
 from sft_experiments.schema import Config
-from sft_experiments.text import format_seconds, gib
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.model import check_loaded_model, load_tokenizer
 from sft_experiments.training.run import load
 from sft_experiments.training.trainer import build_trainer
 from sft_experiments.training.worker import is_out_of_memory
+from sft_experiments.values import format_seconds, gib
 
 NUM_PROMPTS = 4
 MOST_NEW_TOKENS = 64

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+from sft_experiments.data.formats import Answer
+
 NOISE = 2.0  # standard errors of the paired difference: below, a fall in loss may be chance
 WARN_ABOVE, FAIL_ABOVE = 2.0, 4.0  # times the first training loss
 LONGEST_UNIT = 8  # tokens of a phrase that is looked for when it repeats
@@ -20,16 +22,6 @@ class Item:
     verdict: str  # pass, note, warn or fail; a note says that nothing was learned from it
     found: str
     next_step: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One greedy generation: its tokens without the prompt, and whether it came to an end."""
-
-    prompt: str
-    text: str  # special tokens left out
-    ids: list[int]
-    ended: bool
 
 
 def worst(items: Sequence[Item]) -> str:

@@ -9,11 +9,10 @@ from sft_experiments.config.hydra import Composer
 from sft_experiments.errors import ConfigError, TrainingFailed
 from sft_experiments.launch.start import worker_environment
 from sft_experiments.launch.trial import Trial
-from sft_experiments.models.shape import shape_of
-from sft_experiments.models.source import check_model_source
+from sft_experiments.models.shape import check_model_source, shape_of
 from sft_experiments.plan.forecast import disk_bytes
 from sft_experiments.schema import DataSource
-from sft_experiments.text import GIB
+from sft_experiments.values import GIB
 
 
 def wants_check(trials: list[Trial]) -> bool:

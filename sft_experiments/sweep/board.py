@@ -16,7 +16,7 @@ from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, TRAIN_LOSS
 from sft_experiments.runs.plan_file import find_plan
 from sft_experiments.runs.record import Record, Status, read_record
-from sft_experiments.text import format_seconds
+from sft_experiments.values import format_seconds
 
 STYLES = {
     Status.pending: "dim",

@@ -7,8 +7,8 @@ from typing import Any, Optional
 from sft_experiments.launch.trial import Trial
 from sft_experiments.models.shape import Shape, shape_of
 from sft_experiments.plan.data_facts import DataFacts, data_facts
+from sft_experiments.plan.derive import on_a_gpu
 from sft_experiments.plan.duration import measured_runs
-from sft_experiments.plan.fit import on_a_gpu
 from sft_experiments.plan.forecast import Forecast, forecast
 from sft_experiments.schema import Config
 from sft_experiments.sweep.ledger import Sweep

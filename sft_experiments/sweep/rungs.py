@@ -17,7 +17,7 @@ from sft_experiments.config.hydra import Composer
 from sft_experiments.errors import ConfigError
 from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.arithmetic import rung_step
-from sft_experiments.runs.events import read_events
+from sft_experiments.runs.metrics import read_events
 from sft_experiments.runs.plan_file import TO_THE_END, StepPlan, read_plan
 from sft_experiments.runs.record import Failure, Record, Status, read_record
 from sft_experiments.schema import SearchMethod, SweepConfig

@@ -19,7 +19,7 @@ from sft_experiments.config.load import as_mapping
 from sft_experiments.config.validate import outside
 from sft_experiments.errors import ConfigError
 from sft_experiments.sweep.cells import Cell, seed_axis
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 
 DRAWS_PER_TRIAL = 100  # of a space with few points many draws repeat earlier ones; then we stop
 

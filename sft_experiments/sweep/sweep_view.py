@@ -1,16 +1,19 @@
-"""What the terminal shows before and after a run or sweep. Plain text when the output is not a terminal."""
+"""What the terminal shows before and after a sweep. Plain text when the output is not a terminal."""
+
+import shlex
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sft_experiments.launch.trial import Trial
-from sft_experiments.launch.trial_view import show_where_to_look
 from sft_experiments.runs.record import Status, read_record
 from sft_experiments.sweep.ledger import Sweep
 from sft_experiments.sweep.space import Space
 from sft_experiments.terminal import console, show_notes, show_warnings
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 
 
 def show_sweep_plan(sweep: Sweep, trials: list[Trial]) -> None:
@@ -82,3 +85,18 @@ def show_sweep_outcome(sweep: Sweep, trials: list[Trial], notes: list[str]) -> i
         console.print(f"  report     {sweep.folder / REPORT_FILE}")
     show_where_to_look(sweep.folder, trials[0].record.config)
     return len(failed)
+
+
+def show_where_to_look(folder: Path, config: dict[str, Any]) -> None:
+    """Commands to paste: compare, TensorBoard, W&B."""
+    quoted = shlex.quote(str(folder))
+    console.print(f"  compare    sft compare {quoted}")
+    trackers = config["logger"]["trackers"]
+    if "tensorboard" in trackers:
+        console.print(f"  curves     tensorboard --logdir {quoted}")
+    offline = sorted(folder.rglob("wandb/offline-run-*"))
+    if "wandb" in trackers and offline:
+        depths = sorted({len(run.relative_to(folder).parts) - 2 for run in offline})
+        places = " ".join(quoted + "/*" * depth + "/wandb/offline-run-*" for depth in depths)
+        runs = "run" if len(offline) == 1 else "runs"
+        console.print(f"  W&B        wandb sync {places}    [dim]({len(offline)} offline {runs}; needs a key)[/dim]")

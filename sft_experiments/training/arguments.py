@@ -1,7 +1,12 @@
-"""Our keys in upstream's spelling: the only module that names SFTConfig fields (a test compares them)."""
+"""Our keys in upstream's spelling: the only module that names SFTConfig fields (a test compares them).
+
+Also the learning rate of every step, from transformers' own schedulers: what a run will log.
+"""
 
 from typing import Any
 
+import torch
+from transformers import get_scheduler
 from trl import SFTConfig
 
 from sft_experiments.errors import ConfigError, first_line
@@ -9,8 +14,7 @@ from sft_experiments.monitor.trackers.register import upstream_names
 from sft_experiments.plan.arithmetic import resolve_interval
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import Plan, StepPlan
-from sft_experiments.schema import Config, Direction, PackingStrategy
-from sft_experiments.training.schedule import scheduler_arguments
+from sft_experiments.schema import Config, Direction, PackingStrategy, SchedulerConfig
 
 NEEDS_PADDING = {"sdpa", "eager"}
 NEVER = 10**9  # steps: our own callback decides when to evaluate and save
@@ -110,3 +114,39 @@ def _quiet() -> dict[str, Any]:
         "prediction_loss_only": True,
         "remove_unused_columns": True,
     }
+
+
+def planned_learning_rates(config: Config, steps: StepPlan) -> list[float]:
+    """The learning rate of optimizer step 1, 2, ..., as the optimizer uses it in that step."""
+    arguments = scheduler_arguments(config, steps)
+    return learning_rates(
+        config.scheduler, config.train.learning_rate, steps.warmup_steps, steps.total_steps, arguments
+    )
+
+
+def learning_rates(
+    scheduler: SchedulerConfig, peak: float, warmup_steps: int, total_steps: int, arguments: dict[str, Any]
+) -> list[float]:
+    """The same from plain numbers; ``arguments`` are those of the scheduler function."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    schedule = get_scheduler(
+        scheduler.name,
+        optimizer,
+        num_warmup_steps=warmup_steps,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=arguments,
+    )
+    rates = []
+    for _ in range(total_steps):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def scheduler_arguments(config: Config, steps: StepPlan) -> dict[str, Any]:
+    """Arguments of the scheduler function. WSD's decay is configured as a share and becomes a number of steps."""
+    arguments = dict(config.scheduler.kwargs)
+    if "decay_ratio" in arguments:
+        arguments["num_decay_steps"] = round(arguments.pop("decay_ratio") * steps.total_steps)
+    return arguments

@@ -1,17 +1,220 @@
-"""Which attention implementation a run uses, and why."""
+"""Which attention a run uses and why, and our own for packed rows without flash-attn.
 
+On stock ``sdpa`` a packed row of T tokens needs a dense T x T mask. In ``sft_packed`` the mask function hands down one
+flag per token ("continues the document of the token before it") and the attention function runs causal attention
+document by document: with SDPA, or on CUDA with ``torch.nn.attention.varlen.varlen_attn`` in one call.
+A row that is not packed, a padded batch and generation take the path of ``sdpa``, unchanged. There is no way to leak:
+the flags come from the same position ids as the dense mask, and without them the dense mask or plain ``sdpa`` is used.
+"""
+
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError
 from sft_experiments.runs.plan_file import Choice
-from sft_experiments.training.packed_attention import AMPERE, PACKED, VARLEN_HEAD_SIZES, varlen_kernel
 from sft_experiments.training.repeated_rows import ROW_STARTS
+
+PACKED = "sft_packed"
+States = tuple[Tensor, Tensor, Tensor]  # query, key, value
+VARLEN_HEAD_SIZES = range(8, 257, 8)  # of the flash kernel behind varlen_attn
+AMPERE = (8, 0)  # the oldest compute capability with flash attention
+
+
+def register_packed_attention() -> None:
+    """Make ``attn_implementation="sft_packed"`` known to transformers. Repeated calls change nothing."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, packed_mask)
+
+
+# ---- mask
+
+
+def packed_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask of ``sdpa``, or for packed rows the flags [batch, 1, 1, T]: True where a token continues its document.
+
+    The flags stand in for the mask only if it is causal within documents and no window cuts a document.
+    """
+    square = q_length == kv_length > 1 and isinstance(q_offset, int) and q_offset == kv_offset == 0
+    if square and attention_mask is None and not use_vmap and not allow_is_causal_skip:
+        batch = torch.arange(batch_size, device=device)[:, None]
+        token = torch.arange(q_length - 1, device=device)[None]
+        backward = mask_function(batch, 0, token + 1, token)  # may a token see the one before it?
+        forward = mask_function(batch, 0, token, token + 1)  # and the one after it?
+        continues = F.pad(backward.expand(batch_size, -1), (1, 0))
+        uncut = local_size is None or max(_lengths(continues)) <= local_size
+        if uncut and not backward.all() and not forward.any():
+            return continues[:, None, None]
+    mask: Tensor | None = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=allow_is_causal_skip,
+        use_vmap=use_vmap,
+        device=device,
+        **kwargs,
+    )
+    return mask
+
+
+def _lengths(continues: Tensor) -> list[int]:
+    """Document lengths of all rows, one row behind the other; ``continues`` [batch, T]. Reads the device."""
+    flat = continues.flatten()
+    starts = (~flat).nonzero().flatten()
+    ends = torch.cat([starts[1:], starts.new_tensor([flat.numel()])])
+    return (ends - starts).tolist()
+
+
+# ---- attention
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [batch, heads, T, size], key and value [batch, key heads, T, size] -> [batch, T, heads, size].
+
+    Raises ValueError for scores that SDPA cannot compute (soft caps, sinks, position biases on packed rows).
+    """
+    if kwargs.get("s_aux") is not None:
+        raise ValueError(f"attn_implementation={PACKED} has no attention sinks; use eager")
+    starts = kwargs.get("cu_seq_lens_q")
+    flagged = attention_mask is not None and attention_mask.shape[-2] == 1 < query.shape[2]
+    if not flagged and not (attention_mask is None and starts is not None and len(starts) > 2):
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+        return output
+    if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
+        raise ValueError(f"attn_implementation={PACKED} has neither softcap nor position_bias; use eager")
+    longest = kwargs.get("max_length_q")
+    if starts is None or longest is None:
+        assert attention_mask is not None
+        lengths = _lengths(attention_mask[:, 0, 0])
+        starts = torch.tensor([0, *lengths], device=query.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        longest = max(lengths)
+    row = _one_row(query), _one_row(key), _one_row(value)
+    run = varlen_kernel() if query.is_cuda and not dropout and _fits_varlen(query) else None
+    if run is None:
+        packed = attention_by_document(row, starts.diff().tolist(), dropout, scaling)
+    else:
+        packed = attention_by_kernel(run, row, starts, longest, scaling)
+    return packed.reshape(query.shape[0], query.shape[2], *packed.shape[1:]), None
+
+
+def _one_row(states: Tensor) -> Tensor:
+    """[batch, heads, T, size] -> [heads, batch * T, size]; a view for one row."""
+    return states.transpose(0, 1).flatten(1, 2)
+
+
+def attention_by_document(row: States, lengths: list[int], dropout: float, scaling: float | None) -> Tensor:
+    """Causal SDPA for each document of a row; [heads, T, size] -> [T, heads, size]."""
+    grouped = row[0].shape[0] != row[1].shape[0]
+    outputs = []
+    for query, key, value in zip(*(torch.split(states, lengths, 1) for states in row), strict=True):
+        output = F.scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            is_causal=True,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+# ---- the CUDA kernel
+
+
+@cache
+def varlen_kernel() -> Callable[..., Tensor] | None:
+    """torch.nn.attention.varlen.varlen_attn, in torch since 2.10, or None."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    return cast(Callable[..., Tensor], varlen_attn)
+
+
+def _fits_varlen(query: Tensor) -> bool:
+    half = _autocast_type(query) in (torch.float16, torch.bfloat16)
+    return half and query.shape[-1] in VARLEN_HEAD_SIZES and torch.cuda.get_device_capability() >= AMPERE
+
+
+def _autocast_type(states: Tensor) -> torch.dtype:
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+def attention_by_kernel(
+    run: Callable[..., Tensor], row: States, starts: Tensor, longest: int, scaling: float | None
+) -> Tensor:
+    """One call of varlen_attn for all documents; [heads, T, size] -> [T, heads, size].
+
+    Its signature changes between torch versions: causal attention is ``is_causal=True`` or ``window_size=(-1, 0)``,
+    and grouped heads must be repeated where ``enable_gqa`` is missing.
+    """
+    query, key, value = row
+    accepted = inspect.signature(run).parameters
+    options: dict[str, Any] = {"scale": scaling} if "scale" in accepted else {}
+    if "scale" not in accepted and scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)  # its own scale is size ** -0.5
+    options |= {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+    groups = query.shape[0] // key.shape[0]
+    if groups > 1 and "enable_gqa" in accepted:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = (repeat_kv(states[None], groups)[0] for states in (key, value))
+    dtype = _autocast_type(query)
+    states = (states.transpose(0, 1).to(dtype).contiguous() for states in (query, key, value))
+    return run(*states, starts, starts, longest, longest, **options)
+
+
+register_packed_attention()
+
 
 _HOPPER = 9  # the major version that flash-attn 3 is for
 

@@ -1,60 +1,60 @@
-"""Greedy answers to validation prompts: samples to read, and exact match where answers are verifiable."""
+"""A model's answers to prompts: samples to read, and exact match where answers are verifiable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft_experiments.data.formats import Prompt
+from sft_experiments.data.formats import Answer, Prompt
 from sft_experiments.data.prepare import PreparedData
-from sft_experiments.runs.events import Sample
+from sft_experiments.runs.metrics import Sample
 from sft_experiments.schema import Config
 
 GENERATION_BATCH = 64
 
 
-def answer_prompts(
+def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
-    stop_ids: Sequence[int] = (),
-) -> list[str]:
-    """One greedy answer per prompt, special tokens left out. Prompts are padded on the left in batches.
+    stop_ids: Iterable[int] = (),
+    temperature: float = 0.0,
+    streamer: Any = None,
+) -> list[Answer]:
+    """One answer per prompt, greedy at temperature 0. The model is left as it was.
 
-    An answer ends at the tokenizer's end token or at one of ``stop_ids``.
+    Prompts are padded on the left in batches. An answer ends at the tokenizer's end token or at one of ``stop_ids``.
+    A ``streamer`` (transformers) sees the tokens as they come; it takes a single prompt.
     """
-    ends = sorted({*stop_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
-    answers: list[str] = []
+    ends = {*stop_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "use_cache": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": sorted(ends) or None,
+        "streamer": streamer,
+        **({"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}),
+    }
+    answers: list[Answer] = []
     with ready_to_generate(model):
         for start in range(0, len(prompts), GENERATION_BATCH):
-            answers += _answer_batch(model, tokenizer, prompts[start : start + GENERATION_BATCH], max_new_tokens, ends)
+            texts = [render_prompt(tokenizer, prompt) for prompt in prompts[start : start + GENERATION_BATCH]]
+            encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+            encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
+            output = model.generate(**encoded, **settings)
+            new = output[:, encoded["input_ids"].shape[1] :].tolist()
+            answers += [_answer(tokenizer, text, ids, ends) for text, ids in zip(texts, new, strict=True)]
     return answers
 
 
-def _answer_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    ends: list[int],
-) -> list[str]:
-    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
-    output = model.generate(
-        **encoded,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends or None,
-    )
-    return [
-        str(text)
-        for text in tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    ]
+def _answer(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], ends: set[int]) -> Answer:
+    """What was said up to the first end token; behind it a batch is only padding."""
+    length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    said = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
+    return Answer(prompt, said, ids[:length], ended=length < len(ids))
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
@@ -78,30 +78,23 @@ def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
     model.train(was_training)
 
 
-class AnswerValidationPrompts:
-    """At each evaluation: sample generations, and ``eval_exact_match`` overall and by skill over the first rows."""
-
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
-        generation = config.generation
-        self.num_scored = generation.exact_match_rows if config.dataset.verifiable_answers else 0
-        self.prompts = data.prompts[: max(generation.num_samples, self.num_scored)]
-        self.stop_ids = data.report.end_of_turn_ids
-        self.num_samples = generation.num_samples
-        self.max_new_tokens = generation.max_new_tokens
-        self.tokenizer = tokenizer
-
-    def __call__(self, model: PreTrainedModel, step: int) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics in the Trainer's spelling, and the samples to keep."""
-        if not self.prompts:
-            return {}, []
-        answers = answer_prompts(model, self.tokenizer, self.prompts, self.max_new_tokens, self.stop_ids)
-        scored = self.prompts[: self.num_scored]
-        exact = [is_exact(answer, prompt) for answer, prompt in zip(answers, scored, strict=False)]
-        samples = [
-            Sample(step, index, prompt.messages, answers[index], prompt.reference, _nth(exact, index))
-            for index, prompt in enumerate(self.prompts[: self.num_samples])
-        ]
-        return (exact_match_metrics(scored, exact) if scored else {}), samples
+def answer_validation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, data: PreparedData, step: int
+) -> tuple[dict[str, float], list[Sample]]:
+    """Exact match over the first validation rows, overall and by skill, in the Trainer's spelling; samples to keep."""
+    generation = config.generation
+    num_scored = generation.exact_match_rows if config.dataset.verifiable_answers else 0
+    prompts = data.prompts[: max(generation.num_samples, num_scored)]
+    if not prompts:
+        return {}, []
+    answers = answer(model, tokenizer, prompts, generation.max_new_tokens, data.report.end_of_turn_ids)
+    scored = prompts[:num_scored]
+    exact = [is_exact(one.text, prompt) for one, prompt in zip(answers, scored, strict=False)]
+    samples = [
+        Sample(step, index, prompt.messages, answers[index].text, prompt.reference, _nth(exact, index))
+        for index, prompt in enumerate(prompts[: generation.num_samples])
+    ]
+    return (exact_match_metrics(scored, exact) if scored else {}), samples
 
 
 def _nth(exact: Sequence[bool], index: int) -> bool | None:

@@ -13,7 +13,7 @@ from transformers import (
     set_seed,
 )
 
-from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.data.template import read_template
 from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError, first_line
 from sft_experiments.plan.machine import installed

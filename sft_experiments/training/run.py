@@ -11,8 +11,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from sft_experiments.data.prepare import PreparedData, prepare_data
-from sft_experiments.data.report import print_summary
+from sft_experiments.data.prepare import PreparedData, prepare_data, print_summary
 from sft_experiments.data.store import default_cache_dir
 from sft_experiments.errors import DataError, TrainingFailed
 from sft_experiments.files import write_json_atomically
@@ -23,14 +22,12 @@ from sft_experiments.monitor.session import Monitor
 from sft_experiments.monitor.trackers.tracker import RunIdentity
 from sft_experiments.plan.arithmetic import evaluation_steps, plan_steps, rung_step, steps_line
 from sft_experiments.plan.machine import host_capacity_gib
-from sft_experiments.runs.events import NOTHING_KEPT
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.runs.metrics import EVAL_LOSS, TRAIN_LOSS
+from sft_experiments.runs.metrics import EVAL_LOSS, NOTHING_KEPT, TRAIN_LOSS
 from sft_experiments.runs.plan_file import TO_THE_END, Choice, Plan, StepPlan, write_plan
 from sft_experiments.runs.record import Record
 from sft_experiments.schema import Config, PeftMethod
-from sft_experiments.text import GIB
-from sft_experiments.training.arguments import training_arguments
+from sft_experiments.training.arguments import planned_learning_rates, training_arguments
 from sft_experiments.training.attention import check_packing, choose_attention
 from sft_experiments.training.callbacks import (
     EvaluateAndSave,
@@ -39,13 +36,14 @@ from sft_experiments.training.callbacks import (
     StopAtRung,
     StopOnSignal,
     StopTogether,
+    newest_complete,
+    step_of,
 )
-from sft_experiments.training.checkpoints import newest_complete, step_of
-from sft_experiments.training.generate import AnswerValidationPrompts
+from sft_experiments.training.generate import answer_validation
 from sft_experiments.training.model import architecture, check_loaded_model, load_model, load_tokenizer
 from sft_experiments.training.ranks import first_rank_first, largest, wait_for_all
-from sft_experiments.training.schedule import planned_learning_rates
 from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
+from sft_experiments.values import GIB
 
 EARLY_STOPPING_RULE = "eval_loss_rising"
 
@@ -242,10 +240,10 @@ def answer_at_evaluations(
     monitor: Monitor,
 ) -> None:
     """Let each evaluation answer validation prompts: samples to read, and scores."""
-    answers = AnswerValidationPrompts(config, tokenizer, data)
 
     def answer_metrics() -> dict[str, float]:
-        metrics, samples = answers(trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        metrics, samples = answer_validation(model, tokenizer, config, data, trainer.state.global_step)
         monitor.samples(samples)
         return metrics
 

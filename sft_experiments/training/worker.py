@@ -31,8 +31,7 @@ from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder, folder_of,
 from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Failure, Record, Status, read_record
 from sft_experiments.secrets import redact_text
-from sft_experiments.training.callbacks import StopOnSignal
-from sft_experiments.training.checkpoints import drop_training_state
+from sft_experiments.training.callbacks import StopOnSignal, drop_training_state
 from sft_experiments.training.ranks import end_with_launcher, meet, num_ranks, part, silenced, this_rank
 from sft_experiments.training.run import Run, train_in_folder
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from sft_experiments.config.hydra import conf_dir
-from sft_experiments.data.demo import build_demo_tokenizer
 from sft_experiments.data.prepare import PreparedData, prepare_data
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.schema import DatasetConfig
 
 Settings = Callable[..., DatasetConfig]

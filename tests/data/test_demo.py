@@ -1,11 +1,11 @@
 import subprocess
 import sys
 
-from sft_experiments.data.demo import CAPITALS, DEMO_DEFAULTS, SKILLS, generate_demo_rows
+from sft_experiments.data.sources import CAPITALS, DEMO_DEFAULTS, SKILLS, generate_demo_rows
 
 PRINT_TOKENIZER = """
 import hashlib
-from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.sources import build_demo_tokenizer
 print(hashlib.sha256(build_demo_tokenizer().backend_tokenizer.to_str().encode()).hexdigest())
 """
 

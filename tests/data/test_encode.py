@@ -45,7 +45,7 @@ def test_ids_and_labels_are_trls(name, tmp_path):
 
 
 def test_the_demo_rows_are_trls(tokenizer, tmp_path):
-    from sft_experiments.data.demo import generate_demo_rows
+    from sft_experiments.data.sources import generate_demo_rows
 
     rows = generate_demo_rows("train", num_train=140, num_validation=0, seed=0)
     messages = [{"messages": row["messages"]} for row in rows]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.data.demo import SKILLS
 from sft_experiments.data.encode import IGNORED
 from sft_experiments.data.prepare import prepare_data
+from sft_experiments.data.sources import SKILLS
 from sft_experiments.data.store import cached_report, clear_cache, list_entries
 from sft_experiments.errors import DataError
 from sft_experiments.schema import ModelConfig, PackingStrategy
@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(settings, writ
 
 
 def _prepare_in_process(settings, cache, queue):
-    from sft_experiments.data.demo import build_demo_tokenizer
+    from sft_experiments.data.sources import build_demo_tokenizer
 
     prepared = prepare_data(settings, build_demo_tokenizer(), cache_dir=cache, show_progress=False)
     queue.put((prepared.report.cached, len(prepared.train), prepared.report.key))

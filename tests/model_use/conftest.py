@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from sft_experiments.config.hydra import composed
-from sft_experiments.launch.single import run_trial
+from sft_experiments.launch.retry import run_trial
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.runs.folder import RunFolder
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from sft_experiments.config.load import to_config
 from sft_experiments.config.recorded import recorded_run
 from sft_experiments.errors import ConfigError, RunFolderError
-from sft_experiments.launch.single import run_trial
+from sft_experiments.launch.retry import run_trial
 from sft_experiments.launch.trial import plan_trial
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import read_record

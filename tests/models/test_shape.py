@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft_experiments.config.hydra import composed
-from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.models.shape import DEMO_VOCABULARY, count_parameters, from_config, shape_of
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.errors import ModelError
-from sft_experiments.models.source import check_model_source
+from sft_experiments.models.shape import check_model_source
 from sft_experiments.schema import ModelConfig, ModelSource
 from sft_experiments.training.model import check_loaded_model
 
@@ -135,7 +135,7 @@ def test_a_model_built_at_random_needs_no_source():
 
 def test_looking_at_the_source_imports_nothing_heavy():
     code = (
-        "import sys, sft_experiments.models.source\n"
+        "import sys, sft_experiments.models.shape\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     assert (

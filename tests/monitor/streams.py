@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_experiments.monitor.rules import RunFacts
-from sft_experiments.runs.events import Event
+from sft_experiments.runs.metrics import Event
 
 Stream = list[Event]
 

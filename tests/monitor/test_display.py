@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.monitor.display import describe_alert, describe_event
-from sft_experiments.runs.events import Alert
+from sft_experiments.monitor.session import describe_alert, describe_event
+from sft_experiments.runs.metrics import Alert
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from sft_experiments.monitor.display import build_display
+from sft_experiments.monitor.session import build_display
 from sft_experiments.monitor.events import Alert
 from sft_experiments.schema import TerminalMode
 

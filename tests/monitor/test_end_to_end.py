@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.metrics import read_events
 from sft_experiments.runs.record import Record, read_record
 from tests.monitor.trackers.wandb_files import run_folders, summary
 

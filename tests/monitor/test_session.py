@@ -11,8 +11,8 @@ from sft_experiments.errors import ConfigError, TrainingFailed
 from sft_experiments.monitor.rules import RunFacts
 from sft_experiments.monitor.session import Monitor
 from sft_experiments.monitor.trackers.tracker import RunIdentity
-from sft_experiments.runs.events import Sample, read_events, read_samples
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import Sample, read_events, read_samples
 from sft_experiments.schema import HealthPolicy, TerminalMode
 from tests.monitor.conftest import run_config
 

@@ -8,10 +8,10 @@ import pytest
 from sft_experiments.config.hydra import composed
 from sft_experiments.launch.trial import Trial, plan_run
 from sft_experiments.models.shape import shape_of
-from sft_experiments.plan import fit, machine
+from sft_experiments.plan import derive, machine
 from sft_experiments.plan.machine import Gpu
 from sft_experiments.plan.memory import estimate_memory
-from sft_experiments.text import GIB
+from sft_experiments.values import GIB
 
 LORA_8B = [
     "model=llama3_1_8b", "peft=lora", "train.activation_checkpointing=true", "train.effective_batch_size=48",
@@ -27,7 +27,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     (tmp_path / "rows.jsonl").write_text("{}\n")
 
     def plan(memory_gib: float, *overrides: str) -> Trial:
-        for module in (machine, fit):
+        for module in (machine, derive):
             monkeypatch.setattr(module, "gpus", lambda: (Gpu(0, "Test GPU", memory_gib, 9.0),))
         with composed([*LORA_8B, *overrides]) as composition:
             return plan_run(composition)
@@ -44,8 +44,8 @@ def test_auto_takes_the_largest_batch_that_fits(on_gpu: Any) -> None:
         batch = trial.plan.batch
         chosen[memory] = batch.per_device_train_batch_size
         assert batch.effective_batch_size == 48
-        estimate = estimate_memory(shape, fit.workload(trial.config, trial.plan, None))
-        assert chosen[memory] == 1 or estimate.total <= fit.TIGHT * memory * GIB
+        estimate = estimate_memory(shape, derive.workload(trial.config, trial.plan, None))
+        assert chosen[memory] == 1 or estimate.total <= derive.TIGHT * memory * GIB
     assert chosen[64] <= chosen[80] <= chosen[140]
     assert chosen[64] < chosen[140]
 
@@ -58,7 +58,7 @@ def test_what_would_make_it_fit_ends_with_the_first_setting_that_does(on_gpu: An
     trial = on_gpu(80, "peft=none", "train.activation_checkpointing=false")
     shape = shape_of(trial.config.model)
     assert shape is not None
-    advice = fit.make_it_fit(trial.config, trial.plan, None, shape, 80 * GIB)
+    advice = derive.make_it_fit(trial.config, trial.plan, None, shape, 80 * GIB)
     assert [line.split(":")[0] for line in advice][-1] == "peft=lora"
-    hopeless = fit.make_it_fit(trial.config, trial.plan, None, shape, 2 * GIB)
+    hopeless = derive.make_it_fit(trial.config, trial.plan, None, shape, 2 * GIB)
     assert hopeless[-1] == "none of these fits one such device"

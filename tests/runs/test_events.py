@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.runs.events import JsonLinesFile, Sample, append_samples, read_events, read_samples
+from sft_experiments.runs.metrics import JsonLinesFile, Sample, append_samples, read_events, read_samples
 
 
 def event(step: int, **values: float) -> dict[str, float]:
@@ -76,7 +76,7 @@ def test_a_killed_process_loses_no_finished_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     script = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from sft_experiments.runs.events import JsonLinesFile\n"
+        "from sft_experiments.runs.metrics import JsonLinesFile\n"
         "file = JsonLinesFile(Path(sys.argv[1]))\n"
         "for step in range(100): file.append({'step': step})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

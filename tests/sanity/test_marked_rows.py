@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from sft_experiments.data.report import print_summary
+from sft_experiments.data.prepare import print_summary
 from sft_experiments.sanity.marked_rows import documents_of, show_rows_html, show_rows_terminal
 from tests.data.conftest import chat, good_rows
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sft_experiments.sanity.verdicts import Answer, garble_of, judge_answers, judge_end_probability, judge_loss, worst
+from sft_experiments.data.formats import Answer
+from sft_experiments.sanity.verdicts import garble_of, judge_answers, judge_end_probability, judge_loss, worst
 
 
 @pytest.mark.parametrize(

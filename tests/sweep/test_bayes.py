@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sft_experiments.runs.events import read_events
+from sft_experiments.runs.metrics import read_events
 from sft_experiments.runs.record import Status
 from sft_experiments.sweep.search.study import STUDY_FILE
 from tests.sweep.conftest import Done

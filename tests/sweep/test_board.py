@@ -11,7 +11,7 @@ from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, StepPlan, write_plan
 from sft_experiments.runs.record import Record, Status
 from sft_experiments.sweep.board import LiveBoard, PlainBoard, latest_metrics
-from sft_experiments.text import format_seconds
+from sft_experiments.values import format_seconds
 
 
 def trial(root: Path, name: str, status: Status, **values: object) -> RunFolder:

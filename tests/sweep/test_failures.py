@@ -6,7 +6,7 @@ import pytest
 
 from sft_experiments.runs.record import Status
 from sft_experiments.sweep import pool
-from sft_experiments.text import format_value
+from sft_experiments.values import format_value
 from tests.sweep.conftest import QUIET_RATES, Done
 
 pytestmark = pytest.mark.slow

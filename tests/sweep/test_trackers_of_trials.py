@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder, find_run_folders
+from sft_experiments.runs.metrics import read_events
 from sft_experiments.runs.record import Record, Status, read_record
 from tests.monitor.trackers.wandb_files import history, records, run_folders, summary
 from tests.sweep.conftest import QUIET_RATES, Done

@@ -8,8 +8,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from sft_experiments.errors import ConfigError, MissingDependencyError
 from sft_experiments.training import attention
-from sft_experiments.training.attention import choose_attention
-from sft_experiments.training.packed_attention import PACKED
+from sft_experiments.training.attention import PACKED, choose_attention
 from tests.training.trainer_setup import small_config
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sft_experiments.data.formats import Prompt
-from sft_experiments.training.generate import AnswerValidationPrompts
+from sft_experiments.training.generate import answer_validation
 
 PROMPTS = [Prompt([{"role": "user", "content": f"ka to {index}"}], "mi", skill="sum") for index in range(6)]
 
@@ -18,7 +18,7 @@ def answered(
     generation = SimpleNamespace(num_samples=3, exact_match_rows=num_scored, max_new_tokens=2)
     config: Any = SimpleNamespace(generation=generation, dataset=SimpleNamespace(verifiable_answers=verifiable))
     data: Any = SimpleNamespace(prompts=PROMPTS, report=SimpleNamespace(end_of_turn_ids=[]))
-    metrics, samples = AnswerValidationPrompts(config, tokenizer, data)(model(), step=1)
+    metrics, samples = answer_validation(model(), tokenizer, config, data, step=1)
     return metrics, [sample.exact for sample in samples]
 
 

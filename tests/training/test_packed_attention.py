@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sft_experiments.training import packed_attention
-from sft_experiments.training.packed_attention import PACKED, attention_by_document, attention_by_kernel, packed_mask
+from sft_experiments.training import attention
+from sft_experiments.training.attention import PACKED, attention_by_document, attention_by_kernel, packed_mask
 from sft_experiments.training.trainer import NEEDS_NO_PADDING_MASK, ExperimentTrainer
 from tests.training.trainer_setup import make_trainer, small_config
 
@@ -82,7 +82,7 @@ def test_no_dense_mask_is_built_for_packed_rows(tiny_model: Build, monkeypatch: 
     def refuse(**_: Any) -> None:
         raise AssertionError("a dense mask was built")
 
-    monkeypatch.setattr(packed_attention, "sdpa_mask", refuse)
+    monkeypatch.setattr(attention, "sdpa_mask", refuse)
     _logits(tiny_model(PACKED), _packed(_documents()))
 
 
@@ -126,7 +126,7 @@ def test_lengths_keep_documents_apart_even_when_the_model_builds_no_packed_mask(
     query, key, value = torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
     starts = torch.tensor([0, 5, 8], dtype=torch.int32)
     module = tiny_model().model.layers[0].self_attn
-    output, _ = packed_attention.packed_attention(module, query, key, value, None, cu_seq_lens_q=starts, max_length_q=5)
+    output, _ = attention.packed_attention(module, query, key, value, None, cu_seq_lens_q=starts, max_length_q=5)
     alone = F.scaled_dot_product_attention(
         query[:, :, 5:], key[:, :, 5:], value[:, :, 5:], is_causal=True, enable_gqa=True
     )
@@ -243,7 +243,7 @@ def test_both_kernel_signatures_get_what_they_need(kernel: Any, scaling: float |
 def test_the_installed_kernel_has_a_signature_that_we_know() -> None:
     import inspect
 
-    run = packed_attention.varlen_kernel()
+    run = attention.varlen_kernel()
     assert run is not None
     names = list(inspect.signature(run).parameters)
     assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]

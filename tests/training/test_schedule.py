@@ -12,8 +12,7 @@ from sft_experiments.config.hydra import composed, conf_dir
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import BatchPlan, Choice, StepPlan
-from sft_experiments.training.arguments import training_arguments
-from sft_experiments.training.schedule import planned_learning_rates
+from sft_experiments.training.arguments import planned_learning_rates, training_arguments
 from sft_experiments.training.trainer import ExperimentTrainer
 
 STEPS = StepPlan(sequences=24, steps_per_epoch=6, total_steps=13, warmup_steps=3, last_group_examples=4)

@@ -20,12 +20,12 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_experiments.config.hydra import composed, conf_dir
-from sft_experiments.data.demo import build_demo_tokenizer
+from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import BatchPlan, Choice, StepPlan
 from sft_experiments.training.arguments import training_arguments
-from sft_experiments.training.schedule import planned_learning_rates
+from sft_experiments.training.arguments import planned_learning_rates
 from sft_experiments.training.trainer import ExperimentTrainer
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig
 from sft_experiments.errors import SftError
-from sft_experiments.training.packed_attention import PACKED
+from sft_experiments.training.attention import PACKED
 from sft_experiments.training.trainer import ExperimentTrainer
 
 folder, size = sys.argv[1], int(sys.argv[2])

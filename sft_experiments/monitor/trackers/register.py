@@ -17,8 +17,8 @@ from typing import Any
 
 from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings, Tracker
-from sft_experiments.runs.events import Alert, Event, Sample
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import Alert, Event, Sample
 from sft_experiments.schema import Config
 from sft_experiments.secrets import redact, redact_text
 from sft_experiments.values import flatten, plain

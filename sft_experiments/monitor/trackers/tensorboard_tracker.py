@@ -11,9 +11,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
-from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample, measurements
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.runs.metrics import EVAL_LOSS, Shown, shown_in
+from sft_experiments.runs.metrics import EVAL_LOSS, NOTHING_KEPT, Alert, Event, Sample, Shown, measurements, shown_in
 from sft_experiments.schema import Config
 
 HPARAMS = (

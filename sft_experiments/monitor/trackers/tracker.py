@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample
+from sft_experiments.runs.metrics import NOTHING_KEPT, Alert, Event, Sample
 
 Settings = Mapping[str, Any]
 """The resolved config, flat (``train.learning_rate``), without secrets."""

@@ -6,8 +6,8 @@ from typing import Any
 import trackio
 
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
-from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import NOTHING_KEPT, Alert, Event, Sample
 from sft_experiments.schema import Config
 
 

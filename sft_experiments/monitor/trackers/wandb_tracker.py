@@ -11,9 +11,8 @@ import wandb
 
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Settings
 from sft_experiments.monitor.trackers.wandb_mode import choose_mode
-from sft_experiments.runs.events import NOTHING_KEPT, Alert, Event, Sample, read_events, read_samples
 from sft_experiments.runs.folder import RunFolder
-from sft_experiments.runs.metrics import EVAL_LOSS
+from sft_experiments.runs.metrics import EVAL_LOSS, NOTHING_KEPT, Alert, Event, Sample, read_events, read_samples
 from sft_experiments.schema import Config, WandbConfig
 from sft_experiments.secrets import redact
 

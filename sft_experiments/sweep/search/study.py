@@ -25,8 +25,8 @@ from optuna.trial import Trial as AskedTrial
 
 from sft_experiments.errors import ConfigError
 from sft_experiments.results.curves import thinned
-from sft_experiments.runs.events import read_events
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import read_events
 from sft_experiments.runs.record import Status, read_record
 from sft_experiments.sweep.space import Dimension, Interval, drawn_point
 

@@ -15,8 +15,8 @@ from sft_experiments.errors import ConfigError
 from sft_experiments.monitor.trackers import register
 from sft_experiments.monitor.trackers.register import Trackers, build_trackers, check_names, upstream_names
 from sft_experiments.monitor.trackers.tracker import RunIdentity, Tracker
-from sft_experiments.runs.events import Alert, Event, Sample
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import Alert, Event, Sample
 from tests.monitor.conftest import run_config
 
 

@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from sft_experiments.monitor.trackers.tensorboard_tracker import TensorBoardTracker
 from sft_experiments.monitor.trackers.tracker import RunIdentity
-from sft_experiments.runs.events import Alert, Sample
+from sft_experiments.runs.metrics import Alert, Sample
 
 SETTINGS = {"model.name": "tiny", "train.effective_batch_size": 32, "train.seed": 1, "scheduler.warmup_ratio": None}
 

@@ -8,8 +8,8 @@ import pytest
 
 from sft_experiments.monitor.trackers.register import build_trackers
 from sft_experiments.monitor.trackers.tracker import RunIdentity
-from sft_experiments.runs.events import Alert
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.metrics import Alert
 from tests.monitor.conftest import run_config
 
 pytest.importorskip("trackio")

@@ -12,7 +12,7 @@ import pytest
 
 from sft_experiments.monitor.trackers.tracker import RunIdentity
 from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
-from sft_experiments.runs.events import Alert, Sample
+from sft_experiments.runs.metrics import Alert, Sample
 from sft_experiments.schema import WandbConfig, WandbMode
 from tests.monitor.trackers.wandb_files import history, records, run_folders, summary
 
