@@ -4,6 +4,8 @@ Every error survives pickling (launchers send them between processes) and carrie
 command ends with. The codes are documented in docs/exit-codes.md.
 """
 
+from difflib import get_close_matches
+
 
 class SftError(Exception):
     """Anything that went wrong and that the user can act on. The message is shown as it is, without a traceback."""
@@ -58,8 +60,6 @@ class SweepFailed(SftError):
 
 def nearest(word: str, choices: list[str]) -> str:
     """``; did you mean 'x' or 'y'?`` for a mistyped word, or an empty string when nothing is close."""
-    from difflib import get_close_matches
-
     close = get_close_matches(word, choices, n=3, cutoff=0.6)
     return "; did you mean " + " or ".join(repr(match) for match in close) + "?" if close else ""
 

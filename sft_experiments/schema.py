@@ -372,6 +372,7 @@ class Config:
     name: str = key(counts=Counts.nothing, upstream=("run_name",))  # of the run or sweep: its folder under output_dir
     output_dir: str = key(counts=Counts.nothing, upstream=("output_dir",))
     rerun: bool = key(False, counts=Counts.nothing)  # train again although a completed record exists
+    plugins: list[str] = key(factory=list, counts=Counts.nothing)  # modules of your own, which add trackers or metrics
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

@@ -4,6 +4,9 @@ Rules are pure functions of the comparison and of the best run's curves; a rule 
 """
 
 from sft_experiments.advice.evidence import HIGH, LOW, MEDIUM, Advice, Evidence
+from sft_experiments.advice.from_curves import CURVE_RULES
+from sft_experiments.advice.from_failures import all_failed
+from sft_experiments.advice.from_grid import GRID_RULES, edge_rule
 from sft_experiments.results.compare import best_seed
 from sft_experiments.results.curves import read_curves
 from sft_experiments.results.rank import Comparison
@@ -11,10 +14,6 @@ from sft_experiments.results.rank import Comparison
 
 def advise(comparison: Comparison) -> list[Advice]:
     """All advice that the results carry, the surest first. Reads one metrics file: the best run's."""
-    from sft_experiments.advice.from_curves import CURVE_RULES
-    from sft_experiments.advice.from_failures import all_failed
-    from sft_experiments.advice.from_grid import GRID_RULES, edge_rule
-
     if comparison.best is None:
         return [advice] if (advice := all_failed(comparison)) else []
     run = best_seed(comparison.best, comparison)

@@ -156,7 +156,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _trackers() -> Iterator[Finding]:
-    from sft_experiments.monitor.trackers.wandb_mode import choose_mode  # asks the host: up to two seconds
+    from sft_experiments.monitor.trackers.wandb_mode import choose_mode  # slow: wandb, over a second
 
     yield Finding("ok", "tensorboard", str(_version("tensorboard") or "not installed: pip install tensorboard"))
     mode, reason = choose_mode(WandbMode.auto)

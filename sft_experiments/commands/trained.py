@@ -19,8 +19,8 @@ def _add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_eval(args: argparse.Namespace) -> int:
-    from sft_experiments.model_use.evaluate import evaluate_run
-    from sft_experiments.model_use.saved import quiet
+    from sft_experiments.model_use.evaluate import evaluate_run  # slow: torch, transformers, 5 s
+    from sft_experiments.model_use.saved import quiet  # slow: torch, transformers, 5 s
 
     quiet()
     metrics, samples = evaluate_run(args.run, args.overrides)
@@ -43,8 +43,8 @@ def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_chat(args: argparse.Namespace) -> int:
-    from sft_experiments.model_use.chat import chat
-    from sft_experiments.model_use.saved import load_trained, quiet
+    from sft_experiments.model_use.chat import chat  # slow: torch, transformers, 5 s
+    from sft_experiments.model_use.saved import load_trained, quiet  # slow: torch, transformers, 5 s
 
     quiet()
     chat(load_trained(RunFolder(args.run)), args.system, args.max_new_tokens, args.temperature)
@@ -59,8 +59,8 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_export(args: argparse.Namespace) -> int:
-    from sft_experiments.model_use.export import export_run
-    from sft_experiments.model_use.saved import quiet
+    from sft_experiments.model_use.export import export_run  # slow: torch, transformers, 5 s
+    from sft_experiments.model_use.saved import quiet  # slow: torch, transformers, 5 s
 
     quiet()
     print(export_run(RunFolder(args.run), args.out, args.dtype))

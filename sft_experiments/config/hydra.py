@@ -25,7 +25,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import Override as Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -35,6 +36,7 @@ from sft_experiments.config.mistakes import CONFIG_NAME, explain
 from sft_experiments.errors import ConfigError, SftError
 from sft_experiments.models.shape import size_class_of
 from sft_experiments.schema import Config
+from sft_experiments.secrets import redact_text
 from sft_experiments.values import flatten, scaled
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -154,11 +156,12 @@ class Composer:
         return [str(source.path) for source in sources if source.provider in named]
 
     def command(self) -> str:
-        """The command that launches this sweep, to paste; for whom the sweep group was chosen, `sft sweep`."""
-        typed = [*self.master.hydra.overrides.hydra, *self.overrides]
+        """The command that launches this sweep, to paste, without secrets."""
+        of_hydra = [item for item in self.master.hydra.overrides.hydra if not item.startswith("hydra.mode=")]
+        typed = [*of_hydra, *self.overrides]
         flags = [word for folder in self.folders() for word in ("--config-dir", folder)]
         launch = ["sweep"] if any(item.startswith("sweep=") for item in typed) else ["train", "-m"]
-        return shlex.join(["sft", *launch, *flags, *typed])
+        return redact_text(shlex.join(["sft", *launch, *flags, *typed]))
 
     @property
     def named_folder(self) -> Optional[str]:

@@ -1,13 +1,18 @@
 """From a composed or recorded config to a checked ``Config``, to plain values, and to config.yaml and back."""
 
+import sys
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_experiments.config.mistakes import explain
+from sft_experiments.errors import ConfigError, first_line
 from sft_experiments.files import write_text_atomically
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import Config, HealthRuleConfig
@@ -90,3 +95,19 @@ def read_config(folder: RunFolder) -> Config:
 def write_config(folder: RunFolder, plain: dict[str, Any]) -> None:
     """Write config.yaml: all that a worker needs to know of what was asked for."""
     write_text_atomically(folder.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+
+def load_plugins(names: Iterable[str]) -> None:
+    """Import each module, once per process. Raises ``ConfigError`` when one cannot be imported.
+
+    They are looked for where Python looks, and then in the current directory, so that no plugin hides a library.
+    """
+    for name in names:
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
+        try:
+            import_module(name)  # slow: what the user's module imports
+        except ConfigError as error:
+            raise ConfigError(f"plugins: {name}: {error}") from error
+        except Exception as error:  # it is not our code: whatever it raises is a mistake in a setting
+            raise ConfigError(f"plugins: {name}: {type(error).__name__}: {first_line(error)}") from error

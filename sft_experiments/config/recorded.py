@@ -5,11 +5,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_experiments.config.hydra import Request, composed, parse, register
+from sft_experiments.config.hydra import Override, Request, composed, parse, register
 from sft_experiments.config.mistakes import explain
 from sft_experiments.errors import ConfigError, RunFolderError
 from sft_experiments.runs.folder import RunFolder

@@ -123,8 +123,8 @@ def _read_csv(file: Path) -> Iterator[RawRow]:
 
 
 def _read_parquet(file: Path) -> Iterator[RawRow]:
-    from pyarrow.lib import ArrowInvalid
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.lib import ArrowInvalid  # slow: pyarrow, 0.2 s, only for its own formats
+    from pyarrow.parquet import ParquetFile  # slow: pyarrow, 0.2 s, only for its own formats
 
     try:
         batches = ParquetFile(file).iter_batches(batch_size=1000)
@@ -135,7 +135,7 @@ def _read_parquet(file: Path) -> Iterator[RawRow]:
 
 def _read_arrow(file: Path) -> Iterator[RawRow]:
     """The stream format that ``datasets`` writes, or the Arrow file (Feather 2) format."""
-    import pyarrow as pa
+    import pyarrow as pa  # slow: pyarrow, 0.2 s, only for its own formats
 
     with pa.memory_map(str(file)) as source:
         try:

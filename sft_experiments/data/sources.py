@@ -22,7 +22,7 @@ from sft_experiments.models.hub import hub_answers, hub_commit
 from sft_experiments.schema import DatasetConfig, DataSource, SourceConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast  # slow: transformers, seconds; `sft plan` needs none
 
 GENERATOR_VERSION = 1  # raise it when the rows of any seed change: it is part of the data fingerprint
 DEMO_DEFAULTS: dict[str, int] = {"num_train": 6000, "num_validation": 400, "seed": 0}
@@ -160,8 +160,8 @@ def build_demo_tokenizer(vocab_size: int = 640) -> "PreTrainedTokenizerFast":
 
     Heavy imports happen here, so that the light half can read the version and defaults above.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # slow: 0.1 s, only for the demo
+    from transformers import PreTrainedTokenizerFast  # slow: transformers, seconds; `sft plan` needs none
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -358,7 +358,7 @@ def read_hub_rows(source: SourceConfig, split: str) -> Iterator[tuple[Origin, di
 
 
 def _load_hub_split(source: SourceConfig, split_name: str, reachable: bool) -> Any:
-    import datasets
+    import datasets  # slow: datasets, 2 s, only for the Hub
 
     try:
         return datasets.load_dataset(

@@ -169,14 +169,14 @@ def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _has_markers(template: str) -> bool:
-    from trl.chat_template_utils import has_generation_markers
+    from trl.chat_template_utils import has_generation_markers  # slow: trl, seconds
 
     return bool(has_generation_markers(template))
 
 
 def _find_training_twin(tokenizer: PreTrainedTokenizerBase) -> Optional[str]:
     """TRL's version of this very template with generation markers, or None."""
-    from trl.chat_template_utils import get_training_chat_template
+    from trl.chat_template_utils import get_training_chat_template  # slow: trl, seconds
 
     try:
         twin: Optional[str] = get_training_chat_template(tokenizer)

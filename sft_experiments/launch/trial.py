@@ -11,7 +11,7 @@ from typing import Any, Optional
 from omegaconf import DictConfig, OmegaConf
 
 from sft_experiments.config.hydra import Composer, Request
-from sft_experiments.config.load import to_config, to_plain, write_config
+from sft_experiments.config.load import load_plugins, to_config, to_plain, write_config
 from sft_experiments.config.validate import check_config, check_warmup, unread
 from sft_experiments.data.store import HashMemory, dataset_fingerprint, default_cache_dir
 from sft_experiments.errors import ConfigError
@@ -135,6 +135,7 @@ class Trial:
 def plan_trial(composed: DictConfig, request: Request) -> Trial:
     """Check a composed config, derive its plan and its id. Raises ``ConfigError`` or ``DataError``; writes nothing."""
     config = to_config(composed)
+    load_plugins(config.plugins)
     check_config(config)
     check_warmup(config)
     if request.root is None and (mistakes := list(unread(config, keys_of(request.overrides)))):  # a sweep looks at all

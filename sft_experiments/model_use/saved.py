@@ -68,7 +68,7 @@ def load_saved_model(
     try:
         if not is_adapter(folder):
             return AutoModelForCausalLM.from_pretrained(folder.model, dtype=dtype, trust_remote_code=trust)
-        from peft import PeftModel
+        from peft import PeftModel  # slow: peft, seconds
 
         if merge:
             config = replace(config, peft=replace(config.peft, method=PeftMethod.lora))  # no 4-bit base to merge into

@@ -49,7 +49,9 @@ def hub_commit(kind: Kind, name: str, revision: Optional[str], error_class: type
     """
     if not hub_answers():
         return None
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi  # slow: its HTTP client, 0.5 s
+
+    # slow: with it
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:

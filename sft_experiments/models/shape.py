@@ -62,7 +62,7 @@ def _check_config(file: Path, model: ModelConfig) -> None:
 
 
 def _is_known_to_transformers(config: dict[str, Any]) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # slow: transformers, seconds
 
     return config.get("model_type") in CONFIG_MAPPING_NAMES
 
@@ -125,7 +125,7 @@ def model_config_file(name: str, revision: Optional[str] = None) -> Optional[Pat
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder / "config.json" if (folder / "config.json").is_file() else None
-    from huggingface_hub import try_to_load_from_cache  # imports no torch
+    from huggingface_hub import try_to_load_from_cache  # slow: 0.1 s that no local model needs; imports no torch
 
     if not HUB_ID.fullmatch(name):
         return None

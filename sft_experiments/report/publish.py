@@ -24,7 +24,7 @@ def publish_ranking(folder: Path, logger: LoggerConfig) -> list[str]:
     """
     if "wandb" not in logger.trackers:
         return []
-    from sft_experiments.monitor.trackers.wandb_sweep import publish_sweep
+    from sft_experiments.monitor.trackers.wandb_sweep import publish_sweep  # slow: wandb, over a second
 
     comparison = compare_runs(collect_runs([folder]))
     names = setting_names(comparison)

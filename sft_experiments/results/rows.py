@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_experiments.errors import ConfigError, nearest
-from sft_experiments.results.collect import Run, number
+from sft_experiments.results.collect import number
 from sft_experiments.results.fields import FACTS, Reader, field_reader
 from sft_experiments.results.rank import Cell, Comparison
 from sft_experiments.results.settings import short_names, sort_key
@@ -143,8 +143,3 @@ def combined(values: Sequence[Any]) -> Any:
 
 def _alerts(cell: Cell) -> str:
     return ", ".join(dict.fromkeys(str(alert.get("rule")) for run in cell.runs for alert in run.record.alerts))
-
-
-def unranked_settings(run: Run, table: Table) -> list[str]:
-    """The unranked run's settings, in the order of ``comparison.keys``."""
-    return [format_value(run.values.get(key)) for key in table.comparison.keys]

@@ -65,8 +65,8 @@ def batch_table(trials: list[Trial]) -> Table:
 
 def show_sweep_outcome(sweep: Sweep, trials: list[Trial], notes: list[str]) -> int:
     """The ranked table, every failure, and where to look next. Returns how many trials did not complete."""
-    from sft_experiments.report.on_terminal import print_ranked_table
-    from sft_experiments.report.publish import REPORT_FILE
+    from sft_experiments.report.on_terminal import print_ranked_table  # slow: the page's modules, after the sweep
+    from sft_experiments.report.publish import REPORT_FILE  # slow: the page's modules, after the sweep
 
     records = [read_record(trial.folder) for trial in trials]
     failed = [

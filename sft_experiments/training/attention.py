@@ -174,7 +174,7 @@ def varlen_kernel() -> Callable[..., Tensor] | None:
     """torch.nn.attention.varlen.varlen_attn, in torch since 2.10, or None."""
     if find_spec("torch.nn.attention.varlen") is None:
         return None
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # slow: flash kernels; and absent before torch 2.10
 
     return cast(Callable[..., Tensor], varlen_attn)
 

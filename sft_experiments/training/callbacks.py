@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME
 
 from sft_experiments.files import write_json_atomically
 from sft_experiments.monitor.session import Monitor
-from sft_experiments.training.ranks import largest, num_ranks, wait_for_all
+from sft_experiments.training.process_group import largest, num_ranks, wait_for_all
 
 MARKER = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)$")

@@ -82,7 +82,7 @@ def nf4() -> Any:
     """4-bit NormalFloat with double quantisation, as in the QLoRA paper (arXiv:2305.14314)."""
     if not installed("bitsandbytes"):
         raise MissingDependencyError("peft=qlora needs bitsandbytes: pip install 'sft-experiments[quant]'")
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig  # slow: only quantised runs need it
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -99,7 +99,7 @@ def adapter_config(config: Config) -> Any:
         return None
     if not installed("peft"):
         raise MissingDependencyError(f"peft={peft.method.value} needs peft: pip install 'sft-experiments[peft]'")
-    from peft import LoraConfig
+    from peft import LoraConfig  # slow: peft, seconds that a full fine-tuning need not wait
 
     modules = peft.target_modules
     return LoraConfig(
@@ -163,8 +163,6 @@ def check_loaded_model(model: Any, tokenizer: Any) -> list[str]:
 
 
 def _check_finite(model: Any) -> None:
-    import torch
-
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             count = int((~torch.isfinite(parameter)).sum())

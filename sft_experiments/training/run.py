@@ -41,7 +41,7 @@ from sft_experiments.training.callbacks import (
 )
 from sft_experiments.training.generate import answer_validation
 from sft_experiments.training.model import architecture, check_loaded_model, load_model, load_tokenizer
-from sft_experiments.training.ranks import first_rank_first, largest, wait_for_all
+from sft_experiments.training.process_group import first_rank_first, largest, wait_for_all
 from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
 from sft_experiments.values import GIB
 

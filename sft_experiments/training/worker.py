@@ -23,7 +23,7 @@ import datasets
 import torch
 import transformers
 
-from sft_experiments.config.load import read_config
+from sft_experiments.config.load import load_plugins, read_config
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.files import hold
 from sft_experiments.plan.machine import describe_environment
@@ -32,7 +32,7 @@ from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Failure, Record, Status, read_record
 from sft_experiments.secrets import redact_text
 from sft_experiments.training.callbacks import StopOnSignal, drop_training_state
-from sft_experiments.training.ranks import end_with_launcher, meet, num_ranks, part, silenced, this_rank
+from sft_experiments.training.process_group import end_with_launcher, meet, num_ranks, part, silenced, this_rank
 from sft_experiments.training.run import Run, train_in_folder
 
 SIGNAL_EXIT = 128
@@ -76,6 +76,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         record.start(describe_environment(device, torch.get_num_threads()))
         record.write(folder)
         try:
+            load_plugins(config.plugins)
             meet(plan.device.value)
             train_in_folder(Run(folder, config, plan, record), stop)
             part()

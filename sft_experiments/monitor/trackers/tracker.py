@@ -44,7 +44,7 @@ class Tracker(Protocol):
     def samples(self, samples: list[Sample]) -> None: ...
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """``status`` is a value of ``run.record.Status``; ``summary`` holds best and final values."""
+        """``status`` is a value of ``Status`` (runs/record.py); ``summary`` holds best and final values."""
 
     def abandon(self) -> None:
         """A method above raised or hangs: let go of whatever could delay the end of the process. May raise."""

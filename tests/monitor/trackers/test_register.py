@@ -212,6 +212,6 @@ def test_unknown_trackers_are_refused_and_upstream_ones_passed_through() -> None
 def test_every_tracker_that_transformers_knows_is_known() -> None:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    from sft_experiments.monitor.trackers.register import OURS, UPSTREAM
+    from sft_experiments.monitor.trackers.register import TRACKERS, UPSTREAM
 
-    assert set(INTEGRATION_TO_CALLBACK) <= set(OURS) | set(UPSTREAM)
+    assert set(INTEGRATION_TO_CALLBACK) <= set(TRACKERS) | set(UPSTREAM)
