@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, their hashes, and locks between processes."""
 
 import fcntl
 import hashlib

@@ -1,4 +1,4 @@
-"""What the terminal shows before and after a run or sweep. Plain text when the output is not a terminal."""
+"""The one console that everything is shown on, with notes, warnings and progress. Plain text when it is no terminal."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What to do next, from the results: each piece of advice with its evidence, a command to paste, and how sure it is.
+"""What a piece of advice consists of, and the evidence that its rules look at.
 
 Rules are pure functions of the comparison and of the best run's curves; a rule that has nothing to say returns None.
 """

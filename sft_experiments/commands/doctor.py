@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.text import Text
 
 from sft_experiments import __version__
 from sft_experiments.commands import Command
 from sft_experiments.data.store import default_cache_dir
+from sft_experiments.models.hub import hub_answers, hub_is_offline
 from sft_experiments.plan.machine import (
     BF16_CPU_FLAGS,
     cpu_count,
@@ -47,7 +46,6 @@ OPTIONAL = {
 
 
 LOW_DISK_GIB = 5.0
-CONNECT_SECONDS = 2.0
 # In a process of its own: importing torch takes a second, and a broken installation may kill the process.
 TORCH_FACTS = """
 import json, torch
@@ -177,14 +175,10 @@ def _places() -> Iterator[Finding]:
 
 
 def _hub() -> Finding:
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
+    if hub_is_offline():
         return Finding("note", "Hugging Face Hub", "HF_HUB_OFFLINE is set: local folders and the cache only")
-    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
-    try:
-        socket.create_connection((host, 443), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or error
-        return Finding("note", "Hugging Face Hub", f"does not answer ({reason}): local folders and the cache only")
+    if not hub_answers():
+        return Finding("note", "Hugging Face Hub", "does not answer: local folders and the cache only")
     token = (
         "a token" if os.environ.get("HF_TOKEN") or (Path.home() / ".cache/huggingface/token").exists() else "no token"
     )

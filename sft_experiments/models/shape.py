@@ -16,7 +16,7 @@ from sft_experiments.models.hub import hub_commit, hub_is_offline
 from sft_experiments.schema import ModelConfig, ModelSource
 
 _CAUSAL = re.compile(r"ForCausalLM|LMHeadModel|ForConditionalGeneration|ForImageTextToText")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # the Hub's oldest models have no owner: "gpt2"
 
 
 def check_model_source(model: ModelConfig) -> Optional[str]:
@@ -31,7 +31,7 @@ def check_model_source(model: ModelConfig) -> Optional[str]:
     if folder.is_dir():
         _check_folder(folder, model)
         return None
-    if not _HUB_NAME.fullmatch(model.name):
+    if not HUB_ID.fullmatch(model.name):
         raise ModelError(f"model.name={model.name}: no such folder (looked in {Path.cwd()}), and not a Hub id")
     return _check_hub(model)
 
@@ -111,9 +111,6 @@ def _check_hub(model: ModelConfig) -> Optional[str]:
     return cached.parent.name  # the snapshot folder of the cache is named by its commit
 
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-
 def inner_model(folder: Path) -> str:
     """A hint for someone who names a run folder instead of the model in it; empty when it holds none."""
     inner = folder / "model"
@@ -151,7 +148,7 @@ class Shape:
     vocabulary: int
     tied: bool  # input and output embedding are one matrix
     gated: bool = True  # SwiGLU and the like: three matrices instead of two
-    experts: int = 1  # MLPs whose weights exist; ``width`` counts the active ones
+    experts: float = 1  # MLPs whose weights exist, for each active one; ``width`` counts the active ones
     source: str = "its config"  # where the sizes come from
 
     @property
@@ -166,7 +163,8 @@ class Shape:
     def linear_parameters(self) -> int:
         """Weights of the matrices inside the layers, those of all experts."""
         attention = self.hidden * (2 * self.query_size + 2 * self.key_value_size)
-        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.width * self.experts)
+        mlp = round((3 if self.gated else 2) * self.hidden * self.width * self.experts)
+        return self.layers * (attention + mlp)
 
     @property
     def parameters(self) -> int:
@@ -208,7 +206,7 @@ def from_config(config: dict[str, Any], source: str = "its config") -> Optional[
     width = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
     if experts > 1:
         active = config.get("num_experts_per_tok") or 1
-        width, experts = (config.get("moe_intermediate_size") or width) * active, experts // active
+        width, experts = (config.get("moe_intermediate_size") or width) * active, experts / active
     return Shape(
         hidden=hidden,
         layers=layers,
@@ -280,7 +278,12 @@ def size_class_of(name: str, revision: Optional[str] = None) -> str:
     if config is None and (hint := inner_model(Path(name).expanduser())):
         raise ModelError(f"model.name={name}: no config.json in this folder{hint}")
     if config is not None:
-        return size_class(count_parameters(json.loads(config.read_text(encoding="utf-8"))))
+        shape = from_config(json.loads(config.read_text(encoding="utf-8")))
+        if shape is None:
+            raise ModelError(
+                f"{config} tells no hidden_size, num_hidden_layers and vocab_size; give model.size_class=..."
+            )
+        return size_class(shape.parameters)
     from_name = parameters_in_name(name) if HUB_ID.fullmatch(name) else None
     if from_name is None:
         raise ModelError(
@@ -296,32 +299,6 @@ def parameters_in_name(name: str) -> Optional[float]:
     if match is None:
         return None
     return float(match.group(1).replace("_", ".")) * (1e9 if match.group(2) in "Bb" else 1e6)
-
-
-def count_parameters(config: dict[str, Any]) -> float:
-    """Parameters of a decoder from its transformers config: embeddings, attention and (gated) MLP, experts counted.
-
-    Within a few percent for Llama-type models; norms and biases are left out.
-    """
-    config = config.get("text_config", config)
-    hidden = config.get("hidden_size", config.get("n_embd"))
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
-    vocabulary = config.get("vocab_size")
-    if not (hidden and layers and vocabulary):
-        raise ModelError(
-            "config.json tells no hidden_size, num_hidden_layers and vocab_size; give model.size_class=..."
-        )
-    heads = config.get("num_attention_heads") or config.get("n_head") or 1
-    head_size = config.get("head_dim") or hidden // heads
-    key_value_heads = config.get("num_key_value_heads") or heads
-    attention = hidden * head_size * (2 * heads + 2 * key_value_heads)
-    gated = config.get("model_type") not in {"gpt2", "opt", "gpt_neo", "gpt_neox", "bloom", "phi"}
-    experts = config.get("num_local_experts") or config.get("num_experts") or 1
-    width = config.get("moe_intermediate_size") if experts > 1 else None
-    width = width or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    mlp = (3 if gated else 2) * hidden * width * experts
-    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
-    return float(layers * (attention + mlp) + embeddings)
 
 
 PEAK_TFLOPS = {

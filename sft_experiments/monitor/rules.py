@@ -1,4 +1,4 @@
-"""What a health rule is.
+"""The health rules: what each looks at in the events of a run, and when it fires.
 
 Each rule is a small state machine over the event stream: no clock, no randomness, no device. It sees every event in
 order and answers with a sentence when its sign is there, else with None. What happens then is decided in health.py;

@@ -1,4 +1,4 @@
-"""Advice on the terminal."""
+"""The ranked table with its advice on the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path

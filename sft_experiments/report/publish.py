@@ -1,4 +1,4 @@
-"""The sweep's ranking and advice in W&B, as a run of its own beside the trials."""
+"""The report of a sweep where people look for it: the page in its folder, its ranking and advice in W&B."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

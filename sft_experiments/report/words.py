@@ -1,4 +1,4 @@
-"""The results in words."""
+"""The page's sentences about the results: the winner, its lead over the next, what is not comparable."""
 
 from collections import Counter
 

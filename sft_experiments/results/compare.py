@@ -1,4 +1,4 @@
-"""Compare runs: collect, rank, lay out."""
+"""From folders to a comparison: collect the runs, rank their configurations, lay out the table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

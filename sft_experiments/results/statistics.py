@@ -1,4 +1,4 @@
-"""The two distributions' worth of statistics that comparing runs needs, without a numerical library."""
+"""Pooled variance and Student's t, as comparing runs needs them, without a numerical library."""
 
 import math
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sft_experiments.config.hydra import composed
 from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.launch.trial import plan_run
-from sft_experiments.models.shape import DEMO_VOCABULARY, count_parameters, from_config, shape_of
+from sft_experiments.models.shape import DEMO_VOCABULARY, from_config, shape_of
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 200, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -28,7 +28,6 @@ def test_parameters_are_counted_as_in_the_built_model(family: str, tied: bool) -
     built = AutoModelForCausalLM.from_config(config).num_parameters()
     assert shape is not None
     assert shape.parameters == pytest.approx(built, rel=0.02)
-    assert count_parameters(values) == pytest.approx(built, rel=0.03)
 
 
 def test_a_local_folder_tells_the_shape(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from sft_experiments.config.hydra import conf_dir, size_table
 from sft_experiments.errors import ConfigError, ModelError
-from sft_experiments.models.shape import count_parameters, parameters_in_name, size_class, size_class_of
+from sft_experiments.models.shape import from_config, parameters_in_name, size_class, size_class_of
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,16 @@ def test_sizes_between_the_columns_go_to_the_nearer_one_in_ratio(parameters: flo
         Qwen3Config(vocab_size=900, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                     num_key_value_heads=2, head_dim=32, tie_word_embeddings=True),
         GPT2Config(vocab_size=700, n_embd=64, n_layer=2, n_head=4, n_positions=16),
+        Qwen3MoeConfig(vocab_size=500, hidden_size=64, moe_intermediate_size=32, num_hidden_layers=2, head_dim=16,
+                       num_attention_heads=4, num_key_value_heads=2, num_experts=15, num_experts_per_tok=2),
     ],
-    ids=["llama", "qwen3", "gpt2"],
+    ids=["llama", "qwen3", "gpt2", "seven and a half experts to an active one"],
 )  # fmt: skip
 def test_counted_parameters_are_within_five_percent_of_the_real_model(config: LlamaConfig) -> None:
     real = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    assert count_parameters(config.to_dict()) == pytest.approx(real, rel=0.05)
+    shape = from_config(config.to_dict())
+    assert shape is not None
+    assert shape.parameters == pytest.approx(real, rel=0.05)
 
 
 @pytest.mark.parametrize(
