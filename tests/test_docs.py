@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from packaging.requirements import Requirement
 
+from sft_experiments import __version__
 from sft_experiments.commands import TABLE
 from sft_experiments.config.hydra import conf_dir, register
 
@@ -66,12 +68,34 @@ def test_the_readme_is_short_and_its_make_targets_exist() -> None:
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
 
 
-def test_every_pinned_core_dependency_satisfies_its_range() -> None:
-    from packaging.requirements import Requirement
+def pins_of(file: str) -> dict[str, str]:
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / file).read_text(), re.MULTILINE)
+    return {name.lower().replace("_", "-"): version for name, version in pins}
 
+
+def requirements(*extras: str) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in project["dependencies"]:
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(pins[requirement.name]), text
+    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    return [Requirement(text) for text in texts]
+
+
+def test_every_pinned_core_dependency_satisfies_its_range() -> None:
+    pins = pins_of("constraints.txt")
+    for requirement in requirements():
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+def test_the_lowest_versions_are_those_that_the_project_allows() -> None:
+    (extras,) = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lowest = {
+        requirement.name: bound.version
+        for requirement in requirements(*extras.split(","))
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    }
+    assert pins_of("constraints-lowest.txt") == {**lowest, "torch": pins_of("constraints.txt")["torch"]}
+
+
+def test_the_version_stands_in_the_package_as_in_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__

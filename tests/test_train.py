@@ -190,9 +190,11 @@ def test_training_inside_this_process_gives_the_same_result(trained: Path, sft, 
     )
 
 
-def test_a_secret_typed_as_an_override_reaches_no_file_and_no_output(sft, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["train"], ["sweep", "sweep.check=false", "train.learning_rate=1e-3,2e-3"]])
+def test_a_secret_typed_as_an_override_reaches_no_file_and_no_output(sft, tmp_path: Path, command: list[str]) -> None:
     canary = "hf_" + "c4n4ry" * 5
-    done = sft("train", *SMALL_DEMO, "train.max_steps=2", f"logger.wandb.tags=[{canary}]", HF_TOKEN=canary)
+    batch = ["train.effective_batch_size=16"] * (command[0] == "sweep")
+    done = sft(*command, *batch, *SMALL_DEMO, "train.max_steps=2", f"logger.wandb.tags=[{canary}]", HF_TOKEN=canary)
     assert done.returncode == 0, done.stdout + done.stderr
     assert canary not in done.stdout + done.stderr
     leaks = [file for file in tmp_path.rglob("*") if file.is_file() and canary.encode() in file.read_bytes()]
