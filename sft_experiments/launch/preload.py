@@ -2,7 +2,7 @@
 
 import gc
 
+import sft_experiments.training.worker  # noqa: F401  imports torch, transformers, trl and our training room
+
 gc.collect()
-
-
 gc.freeze()
