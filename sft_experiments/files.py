@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from sft_experiments.errors import DataError, RunFolderError
 
@@ -54,6 +54,27 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
+
+
+def json_lines(path: Path, last_bytes: Optional[int] = None) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, or of its last bytes; of no file: none.
+
+    Lines that are no object are left out: a killed process leaves half a line, and so does a cut.
+    """
+    try:
+        with path.open("rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            content = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return
+    for line in content.split("\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from sft_experiments import __version__
 from sft_experiments.commands import TABLE
 from sft_experiments.config.hydra import conf_dir, register
+from sft_experiments.runs.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,3 +100,8 @@ def test_the_lowest_versions_are_those_that_the_project_allows() -> None:
 def test_the_version_stands_in_the_package_as_in_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
+
+
+def test_every_metric_of_the_register_is_explained() -> None:
+    explained = (ROOT / "docs" / "metrics.md").read_text()
+    assert [name for name in METRICS if f"`{name}`" not in explained] == []

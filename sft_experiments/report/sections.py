@@ -1,11 +1,11 @@
 """What the page shows beside numbers: samples, settings, failures, environment. Plain values for the template."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.files import read_json
+from sft_experiments.files import json_lines, read_json
 from sft_experiments.report.page_data import run_label
 from sft_experiments.results.collect import Run
 from sft_experiments.results.compare import best_seed
@@ -38,7 +38,7 @@ def sample_table(comparison: Comparison) -> dict[str, Any] | None:
 def last_samples(run: Run) -> dict[str, dict[str, Any]]:
     """The samples of a run's best step when they were kept, else of its last, by prompt."""
     by_step: dict[int, dict[str, dict[str, Any]]] = {}
-    for sample in _json_lines(run):
+    for sample in json_lines(run.folder.samples):
         if isinstance(sample.get("step"), int) and "prompt" in sample:
             by_step.setdefault(sample["step"], {})[json.dumps(sample["prompt"], sort_keys=True)] = sample
     best = run.record.metrics.get("best/step")
@@ -103,20 +103,6 @@ def _prompt_text(sample: dict[str, Any]) -> str:
         return str(turns)
     pairs = [(str(turn.get("role")), str(turn.get("content"))) for turn in turns if isinstance(turn, dict)]
     return pairs[0][1] if len(pairs) == 1 else "\n".join(f"{role}: {content}" for role, content in pairs)
-
-
-def _json_lines(run: Run) -> Iterator[dict[str, Any]]:
-    try:
-        text = run.folder.samples.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # half a line after a kill
-        if isinstance(value, dict):
-            yield value
 
 
 MOST_LISTED = 12  # items of a list

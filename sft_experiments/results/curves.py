@@ -1,11 +1,12 @@
 """metrics.jsonl as curves: what was logged while a run trained."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sft_experiments.files import json_lines
 
 Event = dict[str, Any]
 
@@ -56,21 +57,12 @@ def _is_number(value: Any) -> bool:
 def read_curves(path: Path) -> Curves:
     """The curves in a metrics.jsonl; no file means no curves.
 
-    A line that is not a JSON object with a step is left out (a killed process leaves half a line), and so are values
-    that are no numbers. After a resume a step may
-    come twice; the later event counts.
+    A line that is not a JSON object with a step is left out, and so are values that are no numbers. After a resume a
+    step may come twice; the later event counts.
     """
     events: dict[tuple[int, bool], Event] = {}
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return Curves([])
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
+    for event in json_lines(path):
+        if isinstance(event.get("step"), int):
             numbers = {name: value for name, value in event.items() if _is_number(value)}
             events[event["step"], any(name.startswith("eval/") for name in event)] = numbers
     return Curves([events[key] for key in sorted(events)])

@@ -1,6 +1,5 @@
 """What a running sweep shows: a live table on a terminal, one line per event otherwise."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from sft_experiments.files import json_lines
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.metrics import EVAL_LOSS, TOKENS_PER_SECOND, TRAIN_LOSS
 from sft_experiments.runs.plan_file import find_plan
@@ -184,18 +184,9 @@ def share_done(row: Row) -> float:
 
 def latest_metrics(folder: RunFolder) -> dict[str, Any]:
     """The newest value of each metric among the last lines of metrics.jsonl; a line being written is left out."""
-    try:
-        with folder.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return {}
     latest: dict[str, Any] = {}
-    for line in lines:
-        try:
-            latest |= json.loads(line)
-        except ValueError:
-            continue  # the cut first line of the tail
+    for event in json_lines(folder.metrics, TAIL_BYTES):
+        latest |= event
     return latest
 
 
