@@ -123,7 +123,7 @@ class Direction(str, Enum):
 
 
 class EarlyStopping(str, Enum):
-    """Which trials of a sweep go on after a rung (sweep/rules.py)."""
+    """Which trials of a sweep go on after a rung (sweep/stopping_rules.py)."""
 
     halving = "halving"  # the best share of all, once all are there
     asha = "asha"  # the best share of those that are there

@@ -136,7 +136,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _attention(facts: dict[str, Any]) -> Finding:
-    """What attn_implementation=auto takes here (training/attention_choice.py decides for a model)."""
+    """What attn_implementation=auto takes here (training/attention.py decides for a model)."""
     if facts["available"] and installed("flash_attn"):
         return Finding("ok", "attention", "flash-attn; packed documents stay apart")
     if facts["available"] and facts["varlen"]:

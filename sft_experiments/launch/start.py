@@ -111,7 +111,7 @@ class WarmStarter:
     of a second, where a fresh interpreter spends several seconds on imports.
 
     Nothing here or in what is preloaded may start a thread pool or touch CUDA before the fork
-    (tests/launch/test_warm_start.py looks).
+    (tests/sweep/test_warm_start.py looks).
     """
 
     def prepare(self, threads: int) -> None:

@@ -29,7 +29,7 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """What happened: see run/record.py (JSON)."""
+        """What happened: see runs/record.py (JSON)."""
         return self.path / "record.json"
 
     @property

@@ -26,7 +26,7 @@ from sft_experiments.training.model import adapter_config
 from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 # Decoders for which a right-padded batch gives the same result with and without its attention mask (each one is
-# checked in tests/training/test_trainer_class.py): attention is causal, so no real token ever looks at padding.
+# checked in tests/training/test_trainer.py): attention is causal, so no real token ever looks at padding.
 NEEDS_NO_PADDING_MASK = frozenset(
     {"gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
 )

@@ -192,7 +192,7 @@ def test_the_cache_is_listed_and_cleared(prepare, write_jsonl, tmp_path):
 
 def test_planning_imports_nothing_heavy():
     code = (
-        "import sys, sft_experiments.data.fingerprint, sft_experiments.data.cache, sft_experiments.data.summary\n"
+        "import sys, sft_experiments.data.store, sft_experiments.data.gate, sft_experiments.plan.data_facts\n"
         "heavy = ('torch', 'transformers', 'datasets', 'trl', 'pyarrow', 'numpy')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -51,13 +51,13 @@ def test_a_chat_keeps_the_conversation_until_it_is_reset(
     model = load_trained(trained)
     from sft_experiments.model_use import chat as module
 
-    original = module.answer
+    original = module.reply
 
-    def answer(trained: object, messages: list[dict[str, str]], *rest: object) -> str:
+    def reply(trained: object, messages: list[dict[str, str]], *rest: object) -> str:
         seen.append(len(messages))
         return original(trained, messages, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "answer", answer)
+    monkeypatch.setattr(module, "reply", reply)
     chat(model, system="be brief", max_new_tokens=4, read=lambda _prompt: next(lines))
     assert seen == [2, 4, 2]  # the system turn, then the turns so far
     assert "a new conversation" in capsys.readouterr().out

@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from sft_experiments.monitor.session import build_display
-from sft_experiments.monitor.events import Alert
+from sft_experiments.runs.metrics import Alert
 from sft_experiments.schema import TerminalMode
 
 log = Path(sys.argv[1])

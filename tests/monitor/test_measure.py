@@ -129,8 +129,8 @@ def test_an_unknown_device_has_none() -> None:
 def test_health_and_readers_import_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "import sft_experiments.monitor.health, sft_experiments.monitor.metrics_file\n"
-        "import sft_experiments.monitor.secrets, sft_experiments.monitor.trackers, sft_experiments.monitor.session\n"
+        "import sft_experiments.monitor.health, sft_experiments.runs.metrics\n"
+        "import sft_experiments.secrets, sft_experiments.monitor.trackers.register\n"
         "heavy = {'torch', 'transformers', 'trl', 'wandb', 'tensorboard', 'rich.progress'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
