@@ -16,6 +16,7 @@ from sft_experiments.sanity import short_run
 from sft_experiments.sanity.short_run import SanityReport, check_trial, fixed_rows
 from sft_experiments.training.model import load_tokenizer
 from sft_experiments.training.run import load
+from sft_experiments.training.trainer import ExperimentTrainer
 
 BASE = ["train.effective_batch_size=8", "generation.max_new_tokens=12", "logger=none"]
 SMALL_DEMO = ["dataset.demo.num_train=300", "dataset.demo.num_validation=70"]
@@ -117,7 +118,7 @@ def saved_model(folder: Path, change: Callable[[Any], None], **sizes: int) -> st
     tokenizer = load_tokenizer(trial.config.model)
     trial.config.model.config |= sizes
     data = short_run.prepare_data(trial.config.dataset, tokenizer)
-    model = load(trial.config, tokenizer, data, trial.record)
+    model, _ = load(trial.config, trial.plan, tokenizer, data)
     change(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -147,7 +148,7 @@ def replaced(patch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any])
 
 
 def test_a_frozen_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    with replaced(monkeypatch, "load", lambda model: model.requires_grad_(False)):
+    with replaced(monkeypatch, "load", lambda loaded: (loaded[0].requires_grad_(False), loaded[1])):
         report = checked()
     assert "frozen" in next(item.next_step for item in report.items if item.name == "trainable weights")
     assert report.verdict == "fail"
@@ -171,7 +172,7 @@ def test_running_out_of_memory_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     def no_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(short_run.ExperimentTrainer, "training_step", no_memory)
+    monkeypatch.setattr(ExperimentTrainer, "training_step", no_memory)
     report = checked()
     assert "memory" in failed_items(report)
     assert "per_device_train_batch_size" in report.items[-1].next_step

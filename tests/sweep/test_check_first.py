@@ -9,6 +9,7 @@ import pytest
 
 from sft_experiments.config.hydra import composed
 from sft_experiments.sweep.admission import check_command, wants_check
+from sft_experiments.sweep.planning import plan_sweep
 
 
 def write_rows(folder: Path) -> str:
@@ -30,7 +31,7 @@ def test_the_demo_is_not_checked_unless_asked(tmp_path: Path, monkeypatch: pytes
         (["dataset=messages", files, "sweep.check=false"], False),
     ):
         with composed(["sweep=lr_x_batch", *overrides]) as composition:
-            assert wants_check(composition.sweep()[1]) is wanted
+            assert wants_check(list(plan_sweep(composition)[1].values())) is wanted
 
 
 def test_the_middle_cell_is_checked_with_the_folders_of_the_sweep(
@@ -38,8 +39,8 @@ def test_the_middle_cell_is_checked_with_the_folders_of_the_sweep(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with composed(["sweep=lr", "train.seed=7", "name=x"]) as composition:
-        trials = composition.sweep()[1]
-        command = check_command(composition.master, trials[1])
+        trials = list(plan_sweep(composition)[1].values())
+        command = check_command(composition, trials[1])
     assert command[2:4] == ["sft_experiments", "check"]
     assert "train.seed=7" in command
     assert not any(item.startswith("sweep") for item in command)

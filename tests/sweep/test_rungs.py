@@ -21,6 +21,7 @@ from sft_experiments.results.rank import compare_runs
 from sft_experiments.runs.folder import RunFolder, find_run_folders
 from sft_experiments.runs.record import Record, Status, read_record
 from sft_experiments.sweep.board import LiveBoard
+from sft_experiments.sweep.planning import plan_sweep
 from sft_experiments.sweep.rungs import RungQueue
 from tests.sweep.conftest import QUIET_RATES, TINY, Done
 
@@ -230,13 +231,13 @@ def test_a_batch_that_was_found_too_large_stays_smaller_at_later_rungs(
 def test_what_makes_no_sense_is_refused_before_anything_starts(overrides: list[str], message: str) -> None:
     arguments = ["-m", "sweep=asha", "compute.device=cpu", *overrides]
     with composed(arguments) as composition, pytest.raises(ConfigError, match=message):
-        composition.sweep()
+        plan_sweep(composition)
 
 
 def test_random_search_can_stop_early_too() -> None:
     arguments = ["-m", "sweep=random", "sweep.num_trials=4", "sweep.early_stopping=asha", "compute.device=cpu"]
     with composed(arguments) as composition:
-        assert len(composition.sweep()[1]) == 4
+        assert len(list(plan_sweep(composition)[1].values())) == 4
 
 
 def test_bayesian_search_with_rungs_is_refused(sweep: Callable[..., Done]) -> None:
