@@ -65,7 +65,7 @@ class FakeWorker:
         if self in self.clock.running:
             self.clock.running.remove(self)
             record = read_record(self.folder)
-            record.start()
+            record.start({})
             record.complete(objective=1.0)
             record.write(self.folder)
         return 0
