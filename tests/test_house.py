@@ -115,7 +115,7 @@ def test_hydra_is_known_to_one_module_and_its_mistakes_to_another() -> None:
 
 
 def test_the_fork_server_imports_what_its_children_need() -> None:
-    """multiprocessing is silent about a preload without effect: each trial would only start many seconds later."""
+    """Nothing else tells of a preload without effect: each trial would only start many seconds later."""
     assert PACKAGE / "training" / "worker.py" in {
         file for _, file in imports_of_ours(PACKAGE / "launch" / "preload.py")
     }

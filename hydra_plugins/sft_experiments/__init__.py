@@ -59,14 +59,16 @@ def _job_return(overrides: list[str], record: Any) -> JobReturn:
     try:
         returned.return_value = raise_for_failure(record).objective
         returned.status = JobStatus.COMPLETED
-    except Exception as failure:  # one of ours: JobReturn carries it to whoever asks for the value
+    except Exception as failure:  # noqa: BLE001 one of ours: JobReturn carries it to whoever asks for the value
         returned.status, returned.return_value = JobStatus.FAILED, failure
     return returned
 
 
 class GridSweeper(Sweeper):
-    """Every combination of the sweep's axes and of the comma-separated values on the command line, or, with
-    ``sweep.search``, points drawn at random or proposed by Optuna."""
+    """Every combination of the sweep's axes and of the comma-separated values on the command line.
+
+    With ``sweep.search``: points drawn at random, or proposed by Optuna.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config

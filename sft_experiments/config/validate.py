@@ -70,28 +70,41 @@ def _watching(config: Config) -> Iterator[str]:
 
 
 def _combinations(config: Config) -> Iterator[str]:
-    scheduler, train, devices = config.scheduler, config.train, config.compute.num_devices
-    if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
-        yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
+    """Settings that are right one by one, and wrong together."""
+    yield from _training(config)
+    yield from _adapter(config)
+    devices = config.compute.num_devices
     if devices > 1 and not config.compute.isolate:
         yield f"compute.isolate=false trains in this process, which is one: not with compute.num_devices={devices}"
     if config.compute.fsdp:
         yield from _sharding(config)
     if config.model.source is ModelSource.random and not config.model.config:
         yield "model.source=random needs model.config (transformers config keys, e.g. model_type, hidden_size)"
-    for key in ("r", "lora_alpha"):
-        if config.peft.method is not PeftMethod.none and getattr(config.peft, key) == 0:
-            yield f"peft.{key}=0: must be at least 1 with peft={config.peft.method.value}"
     if config.dataset.packing is PackingStrategy.bfd and config.dataset.max_length < 2:
         yield f"dataset.max_length={config.dataset.max_length}: packing needs at least 2 tokens"
-    if config.train.early_stopping_patience is not None and not train.load_best_model_at_end:
+
+
+def _training(config: Config) -> Iterator[str]:
+    scheduler, train = config.scheduler, config.train
+    if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
+        yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
+    if train.early_stopping_patience is not None and not train.load_best_model_at_end:
         yield "train.early_stopping_patience needs train.load_best_model_at_end=true"
-    if config.peft.method is PeftMethod.qlora and config.model.source is ModelSource.random:
-        yield "peft=qlora quantises published weights: a model with model.source=random has none; use peft=lora"
-    if config.peft.method is not PeftMethod.none and train.precision is Precision.pure_bf16:
-        yield f"train.precision=pure_bf16 with peft={config.peft.method.value}: adapters are trained in fp32; use bf16"
     if "8bit" in train.optim and not installed("bitsandbytes"):
         yield f"train.optim={train.optim} needs bitsandbytes: pip install 'sft-experiments[quant]'"
+
+
+def _adapter(config: Config) -> Iterator[str]:
+    peft = config.peft
+    if peft.method is PeftMethod.none:
+        return
+    for key in ("r", "lora_alpha"):
+        if getattr(peft, key) == 0:
+            yield f"peft.{key}=0: must be at least 1 with peft={peft.method.value}"
+    if peft.method is PeftMethod.qlora and config.model.source is ModelSource.random:
+        yield "peft=qlora quantises published weights: a model with model.source=random has none; use peft=lora"
+    if config.train.precision is Precision.pure_bf16:
+        yield f"train.precision=pure_bf16 with peft={peft.method.value}: adapters are trained in fp32; use bf16"
 
 
 def _sharding(config: Config) -> Iterator[str]:

@@ -107,9 +107,9 @@ class ColdWorker:
 
 
 class WarmStarter:
-    """A fork server that has imported torch, transformers and trl once gives each worker a clean process in a fraction
-    of a second, where a fresh interpreter spends several seconds on imports.
+    """A fork server that has imported torch, transformers and trl once, and forks a clean process for each worker.
 
+    That takes a fraction of a second, where a fresh interpreter spends several seconds on imports.
     Nothing here or in what is preloaded may start a thread pool or touch CUDA before the fork
     (tests/sweep/test_warm_start.py looks).
     """

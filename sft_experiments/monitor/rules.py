@@ -55,7 +55,7 @@ CONSISTENT = 1.4826  # times the median absolute deviation of normal noise gives
 
 
 class NotFinite:
-    """NaN or infinity in any loss or gradient norm. (The trainer also checks before each optimizer step.)"""
+    """NaN or infinity in any loss or gradient norm; the trainer also checks before each optimizer step."""
 
     def __init__(self, threshold: float, window: int, facts: RunFacts) -> None:
         pass

@@ -34,8 +34,11 @@ _CONDITION = re.compile(r"^\s*([^\s=<>!~]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*$")
 
 
 def field_reader(word: str, runs: Sequence[Run]) -> tuple[str, Reader]:
-    """The full name behind ``word`` and a function that reads it: a fact, a setting (its full name or an
-    unambiguous end of it), or a final metric. Raises ``ConfigError`` with the nearest names."""
+    """The full name behind ``word`` and a function that reads it.
+
+    It is a fact, a setting (its full name or an unambiguous end of it), or a final metric. Raises ``ConfigError`` with
+    the nearest names.
+    """
     if word in FACTS:
         return word, FACTS[word]
     settings = dict.fromkeys(key for run in runs for key in run.values)

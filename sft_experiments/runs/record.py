@@ -39,9 +39,10 @@ class Status(str, Enum):
 _FAILURES = frozenset(status for status in Status if status.is_failure)
 # What each status can become. A launch that starts a trial once more begins a new, pending record.
 _NEXT: dict[Status, frozenset[Status]] = {
-    Status.pending: _FAILURES | {Status.running, Status.preempted},
+    # Pruned from pending or preempted: taken up by a sweep whose rule then left it waiting at the rung it had passed.
+    Status.pending: _FAILURES | {Status.running, Status.preempted, Status.pruned},
     Status.running: frozenset(Status) - {Status.pending},
-    Status.preempted: _FAILURES | {Status.running, Status.preempted},
+    Status.preempted: _FAILURES | {Status.running, Status.preempted, Status.pruned},
     Status.pruned: _FAILURES | {Status.running, Status.pruned},  # a score that is not a number is found at its rung
     # A worker that we stopped may have died in some other way; and one record is taken up again by hand.
     **dict.fromkeys(_FAILURES, _FAILURES | {Status.running, Status.preempted}),

@@ -55,9 +55,10 @@ def halving(now: Standings) -> Optional[str]:
 
 
 def asha(now: Standings) -> Optional[str]:
-    """Asynchronous (Li et al. 2020, https://arxiv.org/abs/1810.05934): the best trial that waits among the top
-    1 / factor of those that passed the highest rung, rounded down, else of the rung below; else a new one.
+    """Asynchronous successive halving (Li et al. 2020, https://arxiv.org/abs/1810.05934).
 
+    The best trial that waits among the top 1 / factor of those that passed the highest rung, rounded down, goes on,
+    else one of the rung below; else a new one begins.
     When that leaves nothing to do, the best at the highest rung goes on, so that some trial gets to the end.
     """
     rungs = list(reversed(range(now.rungs)))

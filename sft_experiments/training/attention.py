@@ -46,7 +46,7 @@ def register_packed_attention() -> None:
 # ---- mask
 
 
-def packed_mask(
+def packed_mask(  # noqa: PLR0913 transformers calls it
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -113,7 +113,7 @@ def packed_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [batch, heads, T, size], key and value [batch, key heads, T, size] -> [batch, T, heads, size].
+    """Attention of query [batch, heads, T, size], key and value [batch, key heads, T, size] -> [batch, T, heads, size].
 
     Raises ValueError for scores that SDPA cannot compute (soft caps, sinks, position biases on packed rows).
     """

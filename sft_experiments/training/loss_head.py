@@ -117,7 +117,7 @@ def rows_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right in fp32; ``total`` is changed in place."""
+    """Add left @ right to the total in fp32; ``total`` is changed in place."""
     if total is None:
         return (left @ right).float()
     return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)

@@ -88,7 +88,7 @@ class Run:
             timings[phase] = round(timings.get(phase, 0.0) + time.monotonic() - started, 3)
 
 
-def train_in_folder(run: Run, stop: StopOnSignal) -> None:
+def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the order of a run, in one place
     """Train, evaluate and save; the run's record is filled in as facts become known. Failures are raised."""
     record = run.record
     with run.clock("data"):

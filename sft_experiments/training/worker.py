@@ -81,7 +81,7 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
             train_in_folder(Run(folder, config, plan, record), stop)
             part()
             code = 0
-        except Exception as error:  # the process boundary: whatever happened becomes part of the record
+        except Exception as error:  # noqa: BLE001 the process boundary: whatever happened becomes part of the record
             code = _record_failure(record, error, folder)
         if stop.signal is not None and record.status is not Status.completed:
             record.stop()

@@ -32,6 +32,8 @@ from benchmarks.world import (
     peer_losses,
     trl_run,
 )
+from sft_experiments.data.sources import build_demo_tokenizer
+from sft_experiments.launch.start import WarmStarter
 
 pytestmark = pytest.mark.slow
 JOB = Job(steps=2, batch=2)
@@ -50,8 +52,8 @@ def our_output(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(world: World, output: Path, job: Job = JOB, **changes: object) -> None:
-    files = {"model": str(world.model), "data": str(world.data), "output": str(output)}
-    plain_trl.train(**files, changes=changes, steps=job.steps, batch=job.batch, learning_rate=job.learning_rate)
+    files = (str(world.model), str(world.data), str(output))
+    plain_trl.train(*files, changes=changes, steps=job.steps, batch=job.batch, learning_rate=job.learning_rate)
 
 
 def test_ours_and_a_plain_trl_script_train_the_same_job(world: World, our_output: Path, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_preparation(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     data_preparation.write_rows(file, 60)
-    tokenizer = data_preparation.build_demo_tokenizer()
+    tokenizer = build_demo_tokenizer()
     for packs in (False, True):
         assert data_preparation.run_case(file, file, tokenizer, tmp_path, packs, 1)["times"]
 
@@ -143,7 +145,7 @@ def test_checkpoints(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_trial_start() -> None:
-    trial_start.WarmStarter().prepare(threads=1)
+    WarmStarter().prepare(threads=1)
     start = trial_start.start_by("forkserver")
     start()  # waits for the imports of the server
     cpu, _ = start()

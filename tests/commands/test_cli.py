@@ -81,10 +81,10 @@ def test_hydra_flags_behave_as_hydra_users_expect(sft) -> None:
 def test_python_m_and_console_script_are_the_same_program() -> None:
     from importlib.metadata import entry_points
 
-    from sft_experiments.__main__ import main
+    from sft_experiments import __main__
 
     (script,) = [entry for entry in entry_points(group="console_scripts") if entry.name == "sft"]
-    assert script.load() is main
+    assert script.load() is __main__.main  # type: ignore[attr-defined]  # it is there for python -m
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,12 @@ def test_a_default_stands_in_one_place() -> None:
     stack = [("", defaults)]
     while stack:
         path, node = stack.pop()
+        assert isinstance(node, dict)
         for key, value in node.items():
             if isinstance(value, dict):
-                stack.append((f"{path}{key}.", value))
+                stack.append((f"{path}{key!s}.", value))
             elif not isinstance(value, list):
-                assert value in allowed, f"{path}{key}={value} has a default in schema.py"
+                assert value in allowed, f"{path}{key!s}={value} has a default in schema.py"
 
 
 def test_scaling_leaves_no_binary_dust() -> None:

@@ -48,9 +48,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path, trackers, metrics, known = [*sys.path], dict(TRACKERS), dict(METRICS), set(sys.modules)
     yield tmp_path
     sys.path[:] = path
-    for register, before in ((TRACKERS, trackers), (METRICS, metrics)):
-        register.clear()  # type: ignore[attr-defined]
-        register.update(before)  # type: ignore[attr-defined]
+    TRACKERS.clear()
+    TRACKERS.update(trackers)
+    METRICS.clear()
+    METRICS.update(metrics)
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]

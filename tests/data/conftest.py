@@ -14,12 +14,22 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from sft_experiments.config.hydra import conf_dir
+from sft_experiments.data.encode import Encoded, Encoder
+from sft_experiments.data.formats import Conversation, RowFault
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.schema import DatasetConfig
 
 Settings = Callable[..., DatasetConfig]
 Prepare = Callable[..., PreparedData]
+
+
+def encoded(encoder: Encoder, conversation: Conversation) -> Encoded:
+    """One row. Raises its ``RowFault`` if it has one."""
+    (row,) = encoder.encode([conversation])
+    if isinstance(row, RowFault):
+        raise row
+    return row
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from sft_experiments.data.encode import IGNORED, Encoder
 from sft_experiments.data.formats import Conversation, Origin
 from sft_experiments.data.template import shipped_template
 from sft_experiments.schema import TrainOn
-from tests.data.conftest import chat
+from tests.data.conftest import chat, encoded
 from tests.data.test_template import matrix
 
 ROWS = [
@@ -53,14 +53,14 @@ def test_the_demo_rows_are_trls(tokenizer, tmp_path):
 
 
 def test_plain_text_supervises_everything_and_ends_with_the_end_token(tokenizer):
-    row = Encoder(tokenizer, TrainOn.all).encode([Conversation([], Origin("rows", 1), text="sort: 3 1")])[0]
+    row = encoded(Encoder(tokenizer, TrainOn.all), Conversation([], Origin("rows", 1), text="sort: 3 1"))
     assert row.labels.tolist() == row.input_ids.tolist()
     assert row.input_ids[-1] == tokenizer.eos_token_id
     assert row.num_supervised() == len(row.input_ids) - 1  # nothing predicts the first token
 
 
 def test_train_on_all_supervises_every_turn(tokenizer):
-    row = Encoder(tokenizer, TrainOn.all).encode([Conversation(ROWS[0]["messages"], Origin("rows", 1))])[0]
+    row = encoded(Encoder(tokenizer, TrainOn.all), Conversation(ROWS[0]["messages"], Origin("rows", 1)))
     assert not np.any(row.labels == IGNORED)
 
 

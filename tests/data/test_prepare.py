@@ -178,7 +178,9 @@ def test_a_plan_finds_the_report_of_an_earlier_preparation(settings, tokenizer, 
     dataset, model = settings(train_files=[write_jsonl(good_rows(9))]), ModelConfig(name="m")
     assert cached_report(dataset, model) is None
     prepared = prepare_data(dataset, tokenizer, model=model, show_progress=False)
-    assert cached_report(dataset, model)["splits"]["train"]["sequences"] == len(prepared.train)
+    report = cached_report(dataset, model)
+    assert report is not None
+    assert report["splits"]["train"]["sequences"] == len(prepared.train)
     assert cached_report(settings(train_files=dataset.train_files, packing=PackingStrategy.bfd), model) is None
 
 

@@ -7,14 +7,14 @@ from sft_experiments.data.encode import IGNORED, Encoder
 from sft_experiments.data.formats import Conversation, Origin
 from sft_experiments.data.proof import MaskProof
 from sft_experiments.schema import TrainOn
-from tests.data.conftest import chat
+from tests.data.conftest import chat, encoded
 
 MESSAGES = chat("be brief", "last letter of a b c", "c", "sort: 3 1", "1 3", roles="suaua")["messages"]
 
 
 @pytest.fixture
 def row(tokenizer):
-    return Encoder(tokenizer, TrainOn.assistant).encode([Conversation(MESSAGES, Origin("rows", 1))])[0]
+    return encoded(Encoder(tokenizer, TrainOn.assistant), Conversation(MESSAGES, Origin("rows", 1)))
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_two_beginnings_are_found(tokenizer):
     with_bos = deepcopy(tokenizer)
     with_bos.bos_token = "<|system|>"
     with_bos.chat_template = "{{ bos_token }}{{ bos_token }}" + tokenizer.chat_template
-    row = Encoder(with_bos, TrainOn.assistant).encode([Conversation(MESSAGES[1:], Origin("rows", 1))])[0]
-    assert "two '<|system|>' tokens" in MaskProof(with_bos, TrainOn.assistant).fault(row)
+    row = encoded(Encoder(with_bos, TrainOn.assistant), Conversation(MESSAGES[1:], Origin("rows", 1)))
+    assert "two '<|system|>' tokens" in str(MaskProof(with_bos, TrainOn.assistant).fault(row))
 
 
 def test_padding_with_the_end_token_keeps_the_real_end_supervised(tokenizer):
@@ -82,6 +82,6 @@ def test_padding_with_the_end_token_keeps_the_real_end_supervised(tokenizer):
 
     same = deepcopy(tokenizer)
     same.pad_token = same.eos_token
-    row = Encoder(same, TrainOn.assistant).encode([Conversation(MESSAGES, Origin("rows", 1))])[0]
+    row = encoded(Encoder(same, TrainOn.assistant), Conversation(MESSAGES, Origin("rows", 1)))
     assert row.labels[-1] == same.eos_token_id
     assert MaskProof(same, TrainOn.assistant).fault(row) is None

@@ -50,7 +50,12 @@ def test_the_memory_spares_reading_an_unchanged_file_and_notices_a_changed_one(w
     file = Path(write_jsonl(good_rows(3)))
     first = HashMemory(tmp_path / "cache").sha256(file)
     reads = []
-    monkeypatch.setattr("sft_experiments.data.store.sha256_of_file", lambda file: reads.append(file) or "read")
+
+    def counted(file: Path) -> str:
+        reads.append(file)
+        return "read"
+
+    monkeypatch.setattr("sft_experiments.data.store.sha256_of_file", counted)
     assert HashMemory(tmp_path / "cache").sha256(file) == first and not reads
     os.utime(file, ns=(0, 0))
     assert HashMemory(tmp_path / "cache").sha256(file) == "read" and len(reads) == 1

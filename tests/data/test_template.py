@@ -11,10 +11,12 @@ from sft_experiments.data.proof import MaskProof
 from sft_experiments.data.template import shipped_names, shipped_template
 from sft_experiments.errors import ConfigError, ModelError
 from sft_experiments.schema import TrainOn
-from tests.data.conftest import chat
+from tests.data.conftest import chat, encoded
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("template_matrix", ROOT / "benchmarks" / "template_matrix.py")
+assert spec is not None
+assert spec.loader is not None
 matrix = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(matrix)
 
@@ -25,9 +27,7 @@ TOOL_MESSAGES = [{"role": "user", "content": "cold ?"}, {"role": "assistant", "c
 def supervised(name, messages, train_on=TrainOn.assistant, **fields):
     """The characters that the loss sees, and how they were found."""
     encoder = Encoder(matrix.build_tokenizer(shipped_template(name)), train_on)
-    row = encoder.encode([Conversation(messages, Origin("rows", 1), **fields)])[0]
-    if isinstance(row, RowFault):
-        raise row
+    row = encoded(encoder, Conversation(messages, Origin("rows", 1), **fields))
     assert MaskProof(encoder.tokenizer, train_on).fault(row) is None
     return [row.text[start:end] for start, end in row.spans], row.method
 
@@ -103,22 +103,22 @@ def test_every_template_of_trl_is_proven_or_refused_as_documented():
 def test_a_template_that_drops_the_assistants_text_is_refused():
     """Vision families loop over parts; given a string they print nothing."""
     encoder = Encoder(matrix.build_tokenizer(shipped_template("smolvlm")), TrainOn.assistant)
-    row = encoder.encode([Conversation(DIALOGUE, Origin("rows", 1))])[0]
-    assert "the template leaves it out" in MaskProof(encoder.tokenizer, TrainOn.assistant).fault(row)
+    row = encoded(encoder, Conversation(DIALOGUE, Origin("rows", 1)))
+    assert "the template leaves it out" in str(MaskProof(encoder.tokenizer, TrainOn.assistant).fault(row))
 
 
 def test_a_template_that_drops_reasoning_is_refused():
     messages = [DIALOGUE[0], {"role": "assistant", "content": "two", "reasoning_content": "because of that"}]
     encoder = Encoder(matrix.build_tokenizer(shipped_template("chatml")), TrainOn.assistant)
-    row = encoder.encode([Conversation(messages, Origin("rows", 1))])[0]
-    assert "because of that" in MaskProof(encoder.tokenizer, TrainOn.assistant).fault(row)
+    row = encoded(encoder, Conversation(messages, Origin("rows", 1)))
+    assert "because of that" in str(MaskProof(encoder.tokenizer, TrainOn.assistant).fault(row))
     assert "because of that" in supervised("qwen3", messages)[0][0]
 
 
 def test_a_template_without_a_generation_prompt_hides_the_start_of_turns(tokenizer):
     bare = matrix.build_tokenizer("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}")
     with pytest.raises(RowFault, match="ignores add_generation_prompt"):
-        raise Encoder(bare, TrainOn.assistant).encode([Conversation(DIALOGUE, Origin("rows", 1))])[0]
+        encoded(Encoder(bare, TrainOn.assistant), Conversation(DIALOGUE, Origin("rows", 1)))
 
 
 def test_markers_that_the_tokenizer_splits_are_refused(tokenizer):
@@ -127,8 +127,8 @@ def test_markers_that_the_tokenizer_splits_are_refused(tokenizer):
 
     foreign = deepcopy(tokenizer)
     foreign.chat_template = shipped_template("llama3_1")
-    row = Encoder(foreign, TrainOn.assistant).encode([Conversation(DIALOGUE, Origin("rows", 1))])[0]
-    assert "not in an end-of-turn token" in MaskProof(foreign, TrainOn.assistant).fault(row)
+    row = encoded(Encoder(foreign, TrainOn.assistant), Conversation(DIALOGUE, Origin("rows", 1)))
+    assert "not in an end-of-turn token" in str(MaskProof(foreign, TrainOn.assistant).fault(row))
 
 
 def test_a_base_model_without_template_is_told_which_ones_are_shipped(tokenizer):
@@ -145,7 +145,7 @@ def test_the_plain_template_ends_turns_with_the_tokenizers_own_end_token(tokeniz
 
     base = deepcopy(tokenizer)
     base.chat_template = shipped_template("plain")
-    row = Encoder(base, TrainOn.assistant).encode([Conversation(DIALOGUE, Origin("rows", 1))])[0]
+    row = encoded(Encoder(base, TrainOn.assistant), Conversation(DIALOGUE, Origin("rows", 1)))
     assert row.text == "User: one\nAssistant: two<|end|>\nUser: three\nAssistant: four<|end|>\n"
     assert MaskProof(base, TrainOn.assistant).fault(row) is None
 

@@ -8,8 +8,9 @@ import pytest
 
 from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.files import hold, is_held
-from sft_experiments.launch.settle import settle
-from sft_experiments.launch.start import raise_for_failure, run_trial, worker_environment
+from sft_experiments.launch.retry import run_trial
+from sft_experiments.launch.settle import raise_for_failure, settle
+from sft_experiments.launch.start import worker_environment
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import Record, Status, read_record
 

@@ -8,9 +8,9 @@ import pytest
 
 from sft_experiments.models.shape import typical_shape
 from sft_experiments.plan.duration import UTILISATION, Likeness, Load, computed_duration, from_measured, measured_runs
-from sft_experiments.plan.memory import GIB
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan, write_plan
+from sft_experiments.values import GIB
 
 LIKE = Likeness("m", "cpu", "cpu", "fp32", 1, "none", 64, "none")
 

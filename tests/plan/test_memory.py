@@ -9,8 +9,8 @@ import pytest
 
 from sft_experiments.models.shape import Shape, from_config, typical_shape
 from sft_experiments.plan.derive import verdict
-from sft_experiments.plan.memory import GIB, Workload, estimate_memory
-from sft_experiments.values import parse_size
+from sft_experiments.plan.memory import Workload, estimate_memory
+from sft_experiments.values import GIB, parse_size
 
 LLAMA_8B = Shape(
     hidden=4096, layers=32, heads=32, key_value_heads=8, head_size=128, width=14336, vocabulary=128_256, tied=False

@@ -100,7 +100,7 @@ def test_of_very_many_runs_the_best_and_the_alarming_ones_are_drawn(tmp_path: Pa
     write_run(tmp_path, 0.9, 8, 9.0, alerts=[{"rule": "spike", "step": 5, "message": "m"}])
     page = page_of(tmp_path)
     assert f"Curves of {MOST_CURVES} of 193 runs" in page
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))  # type: ignore[union-attr]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
     assert len(data["runs"]) == MOST_CURVES
     assert data["runs"][0]["rank"] == 1
     assert any(run["alerts"] for run in data["runs"])
@@ -123,7 +123,7 @@ def test_search_that_is_no_grid_is_drawn_as_points(tmp_path: Path) -> None:
     for _ in range(30):
         rate, batch = 10 ** random.uniform(-4, -2), random.choice([8, 16, 32])
         write_run(tmp_path, float(f"{rate:.3g}"), batch, bowl()(rate, batch))
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(tmp_path)).group(1))  # type: ignore[union-attr]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(tmp_path)).group(1))
     assert data["figures"]["heat_map"]["is_grid"] is False
     assert len(data["figures"]["heat_map"]["data"][0]["x"]) == 30
 
@@ -132,6 +132,6 @@ def test_settings_without_a_logarithm_get_an_axis_of_categories(tmp_path: Path) 
     for decay in (0.0, 0.01, 0.1):
         for scheduler in ("cosine", "linear"):
             write_run(tmp_path, 1e-3, 8, 0.5 + decay, train__weight_decay=decay, scheduler__name=scheduler)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(tmp_path)).group(1))  # type: ignore[union-attr]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(tmp_path)).group(1))
     layout = data["figures"]["heat_map"]["layout"]
     assert {layout["xaxis"]["type"], layout["yaxis"]["type"]} == {"category"}

@@ -65,8 +65,10 @@ def make_run(
     steps: tuple[int, int] | None = (200, 20),
     **changes: Any,
 ) -> Run:
-    """One run, not on disk. ``steps``: all and those of warmup; None: it left no plan. ``changes``
-    replace fields of the record, or of its config as ``train__seed=1``.
+    """One run, not on disk.
+
+    ``steps``: all and those of warmup; None: it left no plan. ``changes`` replace fields of the record, or of its
+    config as ``train__seed=1``.
     """
     settings = {key: changes.pop(key) for key in list(changes) if "__" in key}
     label = f"learning_rate={rate:g},effective_batch_size={batch}" + (f",seed={seed}" if seed != 42 else "")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_runs_of_one_sweep_compare_without_notes(tmp_path: Path) -> None:
         ({"environment": {"versions": {"torch": "2.14.0"}}}, "torch versions differ"),
     ],
 )  # fmt: skip
-def test_what_does_not_compare_is_said(tmp_path: Path, change: dict[str, object], words: str) -> None:
+def test_what_does_not_compare_is_said(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     write_run(tmp_path, 1e-3, 8, 0.5)
     write_run(tmp_path, 2e-3, 8, 0.5, **change)
     assert any(words in note for note in notes_of(tmp_path))

@@ -26,8 +26,7 @@ def test_seeds_of_a_configuration_become_one_row(tmp_path: Path) -> None:
 
 def test_the_objective_direction_decides_who_is_best(tmp_path: Path) -> None:
     for rate, score in ((1e-3, 0.9), (2e-3, 0.7)):
-        changes = {"objective_metric": "eval/exact_match", "objective_direction": "maximize"}
-        write_run(tmp_path, rate, 8, score, **changes)
+        write_run(tmp_path, rate, 8, score, objective_metric="eval/exact_match", objective_direction="maximize")
     assert [cell.mean for cell in comparison_of(tmp_path).cells] == [0.9, 0.7]
 
 

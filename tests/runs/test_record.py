@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,26 @@ def test_runs_are_found_below_a_folder_but_not_in_hidden_ones_or_inside_runs(tmp
     for place in ("sweep/one", "sweep/two", "sweep/.superseded/one.1", "sweep/one/checkpoints/inner"):
         Record("abc", "name", "label").write(RunFolder(tmp_path / place))
     assert [folder.path for folder in find_run_folders(tmp_path)] == [tmp_path / "sweep/one", tmp_path / "sweep/two"]
+
+
+def test_a_record_changes_its_status_only_in_ways_that_a_trial_can_take() -> None:
+    def became(status: Status, change: Callable[[Record], None]) -> bool:
+        record = Record("abc", "name", "label", status)
+        try:
+            change(record)
+        except AssertionError as error:
+            assert (record.status, "cannot become" in str(error)) == (status, True)
+            return False
+        return True
+
+    def from_which(change: Callable[[Record], None]) -> set[Status]:
+        return {status for status in Status if became(status, change)}
+
+    assert from_which(lambda record: record.start({})) == set(Status)  # also by hand
+    assert from_which(lambda record: record.complete(0.5)) == {Status.running}
+    failed = {status for status in Status if status.is_failure}
+    # A sweep may take a trial up that was stopped, or failed and is to be tried again, and leave it at its rung.
+    assert from_which(Record.wait_at_rung) == {Status.pending, Status.running, Status.preempted, Status.pruned}
+    assert from_which(Record.stop) == {Status.pending, Status.running, Status.preempted} | failed
+    out_of_memory = Failure("kind", "why")
+    assert from_which(lambda record: record.fail(Status.oom, out_of_memory)) == set(Status) - {Status.completed}

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 from sft_experiments.config.hydra import composed
+from sft_experiments.data.prepare import prepare_data
 from sft_experiments.launch.trial import Trial, plan_run
 from sft_experiments.sanity import short_run
 from sft_experiments.sanity.short_run import SanityReport, check_trial, fixed_rows
@@ -117,7 +118,7 @@ def saved_model(folder: Path, change: Callable[[Any], None], **sizes: int) -> st
     trial = planned()
     tokenizer = load_tokenizer(trial.config.model)
     trial.config.model.config |= sizes
-    data = short_run.prepare_data(trial.config.dataset, tokenizer)
+    data = prepare_data(trial.config.dataset, tokenizer)
     model, _ = load(trial.config, trial.plan, tokenizer, data)
     change(model)
     model.save_pretrained(folder)

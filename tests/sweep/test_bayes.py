@@ -117,6 +117,8 @@ def test_without_optuna_the_error_names_the_extra(
     sweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
+    for name in [name for name in sys.modules if name.startswith("sft_experiments.sweep.search")]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have imported them
     done = sweep(*SPACE)
     assert done.code == 5
     assert "pip install 'sft-experiments[optuna]'" in done.shown

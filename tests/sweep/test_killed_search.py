@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -27,9 +28,14 @@ SPACE = [
 Launch = Callable[..., "subprocess.Popen[bytes]"]
 
 
+def _has_come_to(process: "subprocess.Popen[bytes]", moment: int, home: Path) -> bool:
+    return steps_done(home) >= moment or process.poll() is not None
+
+
 def trials_of(home: Path) -> list[FrozenTrial]:
     (file,) = home.rglob(STUDY_FILE)
-    return optuna.load_study(study_name=None, storage=f"sqlite:///{file}").get_trials()
+    trials: list[FrozenTrial] = optuna.load_study(study_name=None, storage=f"sqlite:///{file}").get_trials()
+    return trials
 
 
 def told(home: Path) -> list[tuple[object, ...]]:
@@ -96,7 +102,7 @@ def test_a_search_killed_again_and_again_ends_as_the_quiet_one(
     interrupted: dict[Path, str] = {}
     for moment in moments:
         process = launch("", setting)
-        wait_until(lambda moment=moment, process=process: steps_done(tmp_path) >= moment or process.poll() is not None)
+        wait_until(partial(_has_come_to, process, moment, tmp_path))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         wait_until(lambda: not processes_of(tmp_path), 60)  # its trials notice, save and end

@@ -10,7 +10,7 @@ from typing import Optional
 import pytest
 
 from sft_experiments.config.hydra import Request, composed
-from sft_experiments.errors import RunFolderError
+from sft_experiments.errors import ConfigError, RunFolderError
 from sft_experiments.launch.start import Worker
 from sft_experiments.launch.trial import Trial, plan_trial, trial_folder
 from sft_experiments.plan.machine import Gpu
@@ -133,7 +133,7 @@ def test_a_report_that_cannot_be_written_stops_no_trial(
 def test_slots_share_the_visible_devices_out(clock: Clock) -> None:
     assert [slot.visible_devices for slot in concurrency.slots(4, 1, "cuda")] == ["0", "1", "2", "3"]
     assert [slot.visible_devices for slot in concurrency.slots(2, 2, "cuda")] == ["0,1", "2,3"]
-    with pytest.raises(concurrency.ConfigError, match="needs more GPUs than the 4 visible ones"):
+    with pytest.raises(ConfigError, match="needs more GPUs than the 4 visible ones"):
         concurrency.slots(3, 2, "cuda")
 
 

@@ -58,7 +58,7 @@ def test_the_winner_is_the_grids_and_the_others_wait_at_the_rung_with_a_checkpoi
     assert "rank 3 of 3" in " ".join(done.shown.split())
     assert "all cells take 1." in done.shown
     status = LiveBoard(find_run_folders(done.folder), Console(width=80)).table()
-    assert sorted(status.columns[-1].cells) == ["", "1", "1"]
+    assert sorted(map(str, status.columns[-1].cells)) == ["", "1", "1"]
     waiting = compare_runs(collect_runs([done.folder])).unranked
     assert [run.record.notes[-1][-len("rank 2 of 3") :] for run in waiting] == ["rank 2 of 3", "rank 3 of 3"]
 

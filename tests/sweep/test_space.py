@@ -10,12 +10,12 @@ from sft_experiments.sweep.space import Interval, Listed, Space, random_cells, s
 
 def space(*overrides: str) -> Space:
     with composed(["-m", *overrides]) as composition:
-        return search_space(composition.context, composition.master, list(overrides))
+        return search_space(composition)
 
 
 def drawn(*overrides: str) -> list[Cell]:
     with composed(["-m", *overrides]) as composition:
-        return list(random_cells(composition.context, composition.master, list(overrides)))
+        return list(random_cells(composition))
 
 
 def test_the_default_space_follows_the_size_of_the_model_and_lora() -> None:

@@ -7,9 +7,12 @@ from optuna.trial import TrialState
 
 from sft_experiments.errors import ConfigError
 from sft_experiments.sweep.search.study import STUDY_FILE, look_at_trials, open_study, point_of, propose
-from sft_experiments.sweep.space import Interval, Listed, drawn_point
+from sft_experiments.sweep.space import Dimension, Interval, Listed, drawn_point
 
-SPACE = {"train.learning_rate": Interval(1e-5, 1e-3, log=True), "scheduler": Listed(("cosine", "linear"))}
+SPACE: dict[str, Dimension] = {
+    "train.learning_rate": Interval(1e-5, 1e-3, log=True),
+    "scheduler": Listed(("cosine", "linear")),
+}
 
 
 def proposed(folder: Path, scores: list[float], seed: int = 0) -> list[dict[str, str]]:

@@ -192,6 +192,6 @@ def test_a_resumed_epoch_counts_no_row_of_its_partial_last_step_twice(
     (whole,), (resumed,) = (each.records() for each in done)
     assert (whole.attempts, resumed.attempts) == (1, 2)
     assert "goes on from step" in done[1].trial(0.002).log.read_text()
-    assert whole.metrics["tokens"] == whole.plan["steps"]["tokens_per_epoch"]
+    assert whole.metrics["tokens"] == done[0].plan(0.002).steps.tokens_per_epoch
     assert_equal_result(resumed, whole)
     assert done[1].weights(0.002) == done[0].weights(0.002)

@@ -210,7 +210,7 @@ def test_a_saved_model_loads_without_this_package(tiny_model: Build, tmp_path: P
 # ---- the CUDA kernel's two signatures, with SDPA in its place
 
 
-def _kernel_2_13(  # type: ignore[no-untyped-def]
+def _kernel_2_13(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
 ):
     assert window_size == (-1, 0)
@@ -218,13 +218,13 @@ def _kernel_2_13(  # type: ignore[no-untyped-def]
     return _stand_in(query, key, value, cu_seq_q, max_q, scale)
 
 
-def _kernel_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):  # type: ignore[no-untyped-def]
+def _kernel_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
     assert is_causal
     assert query.shape == key.shape == value.shape
     return _stand_in(query, key, value, cu_seq_q, max_q, None)
 
 
-def _stand_in(query, key, value, starts, longest, scale):  # type: ignore[no-untyped-def]
+def _stand_in(query, key, value, starts, longest, scale):
     assert starts.dtype == torch.int32 and longest == starts.diff().max()
     row = tuple(states.transpose(0, 1) for states in (query, key, value))
     return attention_by_document(row, starts.diff().tolist(), 0.0, scale)

@@ -122,7 +122,8 @@ def test_the_eval_loss_does_not_depend_on_the_eval_batch_size(
     tiny_model: Build, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     rows = tiny_rows(33, seed=3)
-    losses, stock = [], []
+    losses: list[dict[str, float]] = []
+    stock: list[dict[str, float]] = []
     for size in (1, 2, 4, 8, 16, 32):
         for kind, results in ((ExperimentTrainer, losses), (SFTTrainer, stock)):
             trainer = make_trainer(

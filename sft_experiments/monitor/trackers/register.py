@@ -180,7 +180,7 @@ class _Courier:
             try:
                 self._tracker = self._tracker or self._build()
                 getattr(self._tracker, method)(*arguments)
-            except BaseException as error:  # anything, also SystemExit: a tracker may only lose its own copy
+            except BaseException as error:  # noqa: BLE001 anything, also SystemExit: a tracker may only lose its own copy
                 self._fail(method, error)
                 return
             self._pass_notes_on()

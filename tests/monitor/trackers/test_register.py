@@ -130,7 +130,7 @@ def test_a_tracker_that_hangs_never_blocks_the_trainer(monkeypatch: pytest.Monke
 def test_events_are_copies(folder: RunFolder) -> None:
     seen: list[Event] = []
     tracker = ScriptedTracker()
-    tracker.log = seen.append  # type: ignore[method-assign]
+    tracker.log = seen.append  # type: ignore[method-assign, assignment]
     trackers = running(tracker, finish_seconds=5)
     event = dict(EVENT)
     trackers.log(event)
@@ -160,6 +160,8 @@ def test_a_tracker_that_is_not_installed_becomes_a_note(
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "trackio", None)
+    for name in ("wandb_tracker", "trackio_tracker"):  # another test may have imported them
+        monkeypatch.delitem(sys.modules, f"sft_experiments.monitor.trackers.{name}", raising=False)
     trackers = build_trackers(run_config("wandb", "trackio"), folder, identity)
     trackers.log(EVENT)
     notes = trackers.finish("completed", {})

@@ -22,7 +22,7 @@ def records(run_folder: Path) -> list[dict[str, Any]]:
 
 def summary(run_folder: Path) -> dict[str, Any]:
     """State, config, summary and names of a run."""
-    command = [WANDB, "leet", "inspect", "--summary", "--json", run_folder]
+    command: list[str | Path] = [WANDB, "leet", "inspect", "--summary", "--json", run_folder]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     content = json.loads(done.stdout)
     assert isinstance(content, dict)

@@ -67,7 +67,7 @@ class Planter:
             )
             module.StopOnSignal.on_train_end = lambda self, args, state, control, **kwargs: act(args, "end")
 
-        spec.loader.exec_module = run_and_plant
+        spec.loader.exec_module = run_and_plant  # type: ignore[method-assign]
         return spec
 
 
