@@ -27,7 +27,7 @@ from trl.chat_template_utils import get_training_chat_template
 from benchmarks.harness import measure, table, write_result
 from sft_experiments.data.prepare import prepare_data
 from sft_experiments.data.sources import build_demo_tokenizer
-from sft_experiments.schema import DataFormat, DatasetConfig, DataSource, Overlong, PackingStrategy, TrainOn
+from sft_experiments.schema import DatasetConfig, DataSource, Overlong, PackingStrategy, TrainOn
 
 WORDS = "the a of and has had buys sells apples boxes each day week gives total then more than half twice left"
 MAX_LENGTH = 4096
@@ -50,7 +50,7 @@ def write_rows(file: Path, count: int) -> None:
 
 def prepare_ours(file: Path, tokenizer: PreTrainedTokenizerBase, cache: Path, packs: bool) -> datasets.Dataset:
     settings = DatasetConfig(
-        name="benchmark", source=DataSource.files, format=DataFormat.messages, train_files=[str(file)],
+        name="benchmark", source=DataSource.files, format="messages", train_files=[str(file)],
         validation_fraction=0.0, max_length=MAX_LENGTH, packing=PackingStrategy.bfd if packs else PackingStrategy.none,
         overlong=Overlong.drop, train_on=TrainOn.assistant, max_drop_fraction=0.1, train_split="train",
         verifiable_answers=False,

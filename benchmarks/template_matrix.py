@@ -21,7 +21,7 @@ from sft_experiments.data.encode import Encoder
 from sft_experiments.data.formats import Conversation, Origin, RowFault, read_conversation
 from sft_experiments.data.gate import check_conversation
 from sft_experiments.data.proof import MaskProof
-from sft_experiments.schema import DataFormat, SourceConfig, TrainOn
+from sft_experiments.schema import SourceConfig, TrainOn
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "templates.md"
 MARK = "<!-- matrix -->"
@@ -65,7 +65,7 @@ def build_tokenizer(template: str) -> PreTrainedTokenizerFast:
 
 def judge(encoder: Encoder, messages: list[dict[str, Any]]) -> str:
     """How one conversation's mask is found and proven, or the rule that refuses it and why."""
-    source = SourceConfig(format=DataFormat.messages)
+    source = SourceConfig(format="messages")
     conversation: Conversation = read_conversation({"messages": messages}, source, Origin("matrix", 1))
     for fault in check_conversation(conversation, re.compile("(?!)")):
         if fault.rule == "empty_assistant_turn":

@@ -51,16 +51,6 @@ class DataSource(str, Enum):
     mixture = "mixture"  # several of the above, with weights
 
 
-class DataFormat(str, Enum):
-    """The shape of a row."""
-
-    messages = "messages"  # a list of {role, content} turns
-    prompt_completion = "prompt_completion"
-    alpaca = "alpaca"  # instruction, optional input, output
-    sharegpt = "sharegpt"  # conversations: a list of {from, value}
-    text = "text"  # one string; every token is supervised
-
-
 class TrainOn(str, Enum):
     """Which tokens the loss sees."""
 
@@ -181,7 +171,7 @@ class SourceConfig:
     """Where rows come from and what they look like."""
 
     source: DataSource = MISSING
-    format: DataFormat = MISSING
+    format: str = MISSING  # an entry of the register in data/formats.py
     # paths or glob patterns; a single string is taken as a list
     train_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)
     validation_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)

@@ -1,10 +1,10 @@
 """Mappings whose keys are ours although the schema cannot name them: an unknown key is answered with the nearest."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Optional
 
-from sft_experiments.data.formats import FIELDS
+from sft_experiments.data.formats import known_fields
 from sft_experiments.data.gate import RULES
 from sft_experiments.data.sources import DEMO_DEFAULTS
 from sft_experiments.errors import nearest
@@ -29,11 +29,12 @@ _WITHOUT_KEY = {
 # SFTConfig field -> our key, or what else to do.
 OWNED = {upstream: name for name, known in keys().items() for upstream in known.upstream} | _WITHOUT_KEY
 
-KNOWN_KEYS: dict[str, tuple[str, ...]] = {
-    "dataset.columns": FIELDS,
-    "dataset.rules": tuple(RULES),
-    "dataset.demo": tuple(DEMO_DEFAULTS),
-    "monitor.rules": (*HEALTH_RULES, *OUTSIDE),
+# What may stand in each mapping; registers may have grown when it is asked.
+KNOWN_KEYS: dict[str, Callable[[], Iterable[str]]] = {
+    "dataset.columns": known_fields,
+    "dataset.rules": lambda: RULES,
+    "dataset.demo": lambda: DEMO_DEFAULTS,
+    "monitor.rules": lambda: (*HEALTH_RULES, *OUTSIDE),
 }
 
 
@@ -42,11 +43,14 @@ IN_A_HEALTH_RULE = tuple(field.name for field in fields(HealthRuleConfig))
 
 def known_hint(key: str) -> Optional[str]:
     """The nearest key and all known ones for an unknown key of these mappings; None for any other key."""
-    for mapping, known in KNOWN_KEYS.items():
+    for mapping, known_now in KNOWN_KEYS.items():
         if key.startswith(f"{mapping}."):
+            known = tuple(known_now())
             name, _, inner = key.removeprefix(f"{mapping}.").partition(".")
             if name in known and inner:
                 name, known = inner, IN_A_HEALTH_RULE
+            if name in known:  # of a register that has grown: the files of conf/ do not list it
+                return f"; to add it to {mapping}, write +{key}=..."
             return f"{nearest(name, list(known))}; known: {', '.join(known)}"
     return None
 
@@ -59,7 +63,7 @@ OLD = {
     "dataset_text_field": "dataset=text (and dataset.columns={text: <column>})",
     "dataset_num_proc": "not needed: data are tokenised in batches and cached",
     "remove_unused_columns": "not needed: data are prepared before the trainer sees them",
-    "formatting_func": "dataset.format (messages, prompt_completion, alpaca, sharegpt or text)",
+    "formatting_func": "dataset.format (docs/architecture.md says how to add your own)",
     "response_template": "dataset.train_on=assistant, which is the default",
     "instruction_template": "dataset.train_on=assistant, which is the default",
     "train_file": "dataset.train_files=[...]",

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from sft_experiments.config.known_keys import KNOWN_KEYS, OWNED, known_hint
 from sft_experiments.config.load import to_plain
-from sft_experiments.data.formats import FIELDS
+from sft_experiments.data.formats import TEXT, format_of, known_fields
 from sft_experiments.data.sources import SKILLS, has_validation, sources_of
 from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
 from sft_experiments.keys import POSITIVE, SEED, Range
@@ -24,7 +24,6 @@ from sft_experiments.runs.identity import key_of
 from sft_experiments.runs.metrics import EXACT_MATCH, objectives
 from sft_experiments.schema import (
     Config,
-    DataFormat,
     DatasetConfig,
     DataSource,
     ModelSource,
@@ -143,8 +142,19 @@ def _data(config: Config) -> Iterator[str]:
         yield "dataset.hub_id is required: give it as dataset.hub_id=<owner>/<name>"
     yield from _parts(dataset)
     yield from _whole(dataset.demo)
-    if dataset.format is DataFormat.text and dataset.train_on is not TrainOn.all:
+    yield from _formats(dataset)
+    if dataset.format == TEXT and dataset.train_on is not TrainOn.all:
         yield f"dataset.train_on={dataset.train_on.value}: plain text has no assistant turns; use dataset.train_on=all"
+
+
+def _formats(dataset: DatasetConfig) -> Iterator[str]:
+    is_mixture = dataset.source is DataSource.mixture
+    keys = [f"dataset.mixture.{name}" for name in sorted(dataset.mixture)] if is_mixture else ["dataset"]
+    for key, source in zip(keys, sources_of(dataset), strict=True):
+        try:
+            format_of(source, key)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _parts(dataset: DatasetConfig) -> Iterator[str]:
@@ -154,7 +164,7 @@ def _parts(dataset: DatasetConfig) -> Iterator[str]:
     for name, part in zip(sorted(dataset.mixture), sources_of(dataset), strict=True):
         prefix = f"dataset.mixture.{name}"
         yield from outside("dataset.weight", part.weight, shown=f"{prefix}.weight")
-        for column in sorted({*part.columns} - {*FIELDS}):
+        for column in sorted({*part.columns} - {*known_fields()}):
             yield f"{prefix}.columns.{column}: no such key{known_hint(f'dataset.columns.{column}')}"
 
 
@@ -320,5 +330,5 @@ def unknown_keys(config: Config) -> Iterator[str]:
     dataset = config.dataset
     given = {"dataset.columns": [*dataset.columns], "dataset.rules": [*dataset.rules], "dataset.demo": [*dataset.demo]}
     for mapping, names in given.items():
-        for key in sorted(set(names) - set(KNOWN_KEYS[mapping])):
+        for key in sorted(set(names) - set(KNOWN_KEYS[mapping]())):
             yield f"{mapping}.{key}: no such key{known_hint(f'{mapping}.{key}')}"

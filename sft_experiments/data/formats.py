@@ -1,13 +1,19 @@
-"""One row in our own shape, whatever format it came in, and the place it came from."""
+"""One row in our own shape, whatever format it came in; the register of formats.
+
+A module of the user's own adds a format with ``add`` (``plugins=[my_module]``).
+"""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from sft_experiments.errors import DataError
-from sft_experiments.schema import DataFormat, DataSource, SourceConfig
+from sft_experiments.errors import ConfigError, DataError, nearest
+from sft_experiments.files import sha256_of_file
+from sft_experiments.schema import DataSource, SourceConfig
 
 Message = dict[str, Any]  # role, content, and what templates read beside them: tool_calls, reasoning_content, name
 
@@ -98,30 +104,67 @@ class Answer:
 
 
 ROLES = ("system", "user", "assistant", "tool")
-# What each format cannot do without, and what it reads beside that.
-REQUIRED: dict[DataFormat, tuple[str, ...]] = {
-    DataFormat.messages: ("messages",),
-    DataFormat.prompt_completion: ("prompt", "completion"),
-    DataFormat.alpaca: ("instruction", "output"),
-    DataFormat.sharegpt: ("conversations",),
-    DataFormat.text: ("text",),
-}
+Row = dict[str, Any]
 
 
-OPTIONAL = ("tools", "input", "from", "value", "skill")
-FIELDS = (*(field for required in REQUIRED.values() for field in required), *OPTIONAL)  # keys of dataset.columns
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a file become conversations: one entry of the register.
+
+    ``read`` raises ``RowFault`` for a row that it cannot read. The fields are keys of ``dataset.columns``, by which a
+    file's columns may have other names (``column_of``).
+    """
+
+    name: str  # dataset.format
+    read: Callable[[Row, SourceConfig, Origin], Conversation]
+    required: tuple[str, ...]  # fields that every file of this format has
+    optional: tuple[str, ...] = ()
+    version: str = ""  # of code that is not ours: with the files it says what the data are
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
 
 
-def read_conversation(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
+TEXT = "text"  # one string; every token is supervised
+FORMATS: dict[str, Format] = {}
+
+
+def add(format: Format) -> None:
+    """Put a format into the register; its version is the content of the file that ``read`` stands in.
+
+    Raises ``ConfigError`` when another format has its name.
+    """
+    if not format.version:
+        format = replace(format, version=sha256_of_file(Path(inspect.getfile(format.read))))
+    if FORMATS.setdefault(format.name, format) != format:
+        raise ConfigError(f"the data format {format.name} is in the register already")
+
+
+def format_of(source: SourceConfig, key: str = "dataset") -> Format:
+    """The format of a source. Raises ``ConfigError`` for one that is not in the register."""
+    if source.format not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ConfigError(f"{key}.format={source.format}: choose one of {known}{nearest(source.format, [*FORMATS])}")
+    return FORMATS[source.format]
+
+
+def known_fields() -> tuple[str, ...]:
+    """The keys of ``dataset.columns``: every field that some format reads."""
+    return tuple(dict.fromkeys(field for format in FORMATS.values() for field in format.fields))
+
+
+def read_conversation(row: Row, source: SourceConfig, origin: Origin) -> Conversation:
     """The row in our shape, with ``dataset.system_prompt`` put first where the row has no system turn."""
-    conversation = _FORMATS[source.format](row, source, origin)
+    conversation = FORMATS[source.format].read(row, source, origin)
     if source.system_prompt and conversation.messages and conversation.messages[0]["role"] != "system":
         conversation.messages.insert(0, {"role": "system", "content": source.system_prompt})
         conversation.first_supervised += 1
     return conversation
 
 
-def _column(row: dict[str, Any], source: SourceConfig, field: str) -> Any:
+def column_of(row: Row, source: SourceConfig, field: str) -> Any:
+    """The value of the column that ``dataset.columns`` gives for the field; None when the row has none."""
     return row.get(source.columns.get(field, field))
 
 
@@ -217,7 +260,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
 
 
 def _tools(row: dict[str, Any], source: SourceConfig) -> Optional[list[Any]]:
-    tools = _column(row, source, "tools")
+    tools = column_of(row, source, "tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
@@ -227,7 +270,7 @@ def _tools(row: dict[str, Any], source: SourceConfig) -> Optional[list[Any]]:
 
 
 def _skill(row: dict[str, Any], source: SourceConfig) -> Optional[str]:
-    skill = _column(row, source, "skill")
+    skill = column_of(row, source, "skill")
     return None if skill is None else str(skill)
 
 
@@ -243,7 +286,7 @@ def _sharegpt(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conv
 
 def _prompt_completion(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
     """Two strings become a user and an assistant turn; two lists of turns are joined, only the second supervised."""
-    prompt, completion = _column(row, source, "prompt"), _column(row, source, "completion")
+    prompt, completion = column_of(row, source, "prompt"), column_of(row, source, "completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         context = [_message(turn, source) for turn in prompt]
         answer = [_message(turn, source) for turn in completion]
@@ -258,7 +301,7 @@ def _prompt_completion(row: dict[str, Any], source: SourceConfig, origin: Origin
 
 def _alpaca(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversation:
     """Instruction and input are one user turn, an empty line between them."""
-    has_input = _column(row, source, "input") is not None
+    has_input = column_of(row, source, "input") is not None
     parts = [_string(row, source, "instruction"), _string(row, source, "input") if has_input else ""]
     user = {"role": "user", "content": "\n\n".join(part for part in parts if part.strip())}
     assistant = {"role": "assistant", "content": _string(row, source, "output")}
@@ -269,12 +312,15 @@ def _text(row: dict[str, Any], source: SourceConfig, origin: Origin) -> Conversa
     return Conversation([], origin, text=_string(row, source, "text"), skill=_skill(row, source))
 
 
-_FORMATS: dict[DataFormat, Callable[[dict[str, Any], SourceConfig, Origin], Conversation]] = {
-    DataFormat.messages: _messages,
-    DataFormat.prompt_completion: _prompt_completion,
-    DataFormat.alpaca: _alpaca,
-    DataFormat.sharegpt: _sharegpt,
-    DataFormat.text: _text,
+FORMATS |= {
+    format.name: format
+    for format in (
+        Format("messages", _messages, ("messages",), ("tools", "skill")),
+        Format("prompt_completion", _prompt_completion, ("prompt", "completion"), ("tools", "skill")),
+        Format("alpaca", _alpaca, ("instruction", "output"), ("input", "skill")),
+        Format("sharegpt", _sharegpt, ("conversations",), ("from", "value", "tools", "skill")),
+        Format(TEXT, _text, ("text",), ("skill",)),
+    )
 }
 
 
@@ -284,16 +330,16 @@ MAX_NAMED = 12  # columns that are listed
 def refuse_missing_columns(source: SourceConfig, split: str, columns: Iterable[str], key: str = "dataset") -> None:
     """Raise ``DataError`` when none of ``columns``, all that were seen, is one that ``source`` must have."""
     seen = [str(column) for column in columns]
-    missing = [field for field in REQUIRED[source.format] if source.columns.get(field, field) not in seen]
+    missing = [field for field in format_of(source).required if source.columns.get(field, field) not in seen]
     if not missing:
         return
     wanted = ", ".join(repr(source.columns.get(field, field)) for field in missing)
     named = " ".join(f"{key}.columns.{field}=<column>" for field in missing)
-    fitting = [format for format, required in REQUIRED.items() if {*required} <= {*seen}]
+    fitting = [format.name for format in FORMATS.values() if {*format.required} <= {*seen}]
     option = "dataset=" if source.source is DataSource.files and key == "dataset" else f"{key}.format="
-    other = "".join(f", or {option}{format.value}, which fits them" for format in fitting)
+    other = "".join(f", or {option}{format}, which fits them" for format in fitting)
     more = ", ..." if len(seen) > MAX_NAMED else ""
     raise DataError(
-        f"{split}: no row has a column {wanted}, which the format {source.format.value} needs; columns: "
+        f"{split}: no row has a column {wanted}, which the format {source.format} needs; columns: "
         f"{', '.join(seen[:MAX_NAMED]) or 'none'}{more}; set {named}{other}"
     )

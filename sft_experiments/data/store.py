@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 from filelock import FileLock
 
+from sft_experiments.data.formats import format_of
 from sft_experiments.data.read import resolve_files
 from sft_experiments.data.sources import GENERATOR_VERSION, SPLITS, demo_arguments, sources_of
 from sft_experiments.errors import DataError
@@ -152,10 +153,16 @@ def dataset_fingerprint(dataset: DatasetConfig, memory: Optional["HashMemory"] =
     parts = sources_of(dataset)
     fingerprints = {}
     for split in SPLITS:
-        contents = [[_split_content(part, dataset, split, memory), part.weight] for part in parts]
+        contents = [[_as_read(part, _split_content(part, dataset, split, memory)), part.weight] for part in parts]
         if any(content is not None for content, _ in contents):
             fingerprints[split] = hash_of(contents)
     return fingerprints
+
+
+def _as_read(source: SourceConfig, content: Any) -> Any:
+    """Content and the version of the code that reads it, where that is the user's own."""
+    version = format_of(source).version
+    return [content, version] if version and content is not None else content
 
 
 def _split_content(source: SourceConfig, dataset: DatasetConfig, split: str, memory: Optional["HashMemory"]) -> Any:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Optional, Protocol
 
@@ -116,7 +116,8 @@ class WarmStarter:
 
     def prepare(self, threads: int) -> None:
         multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
-        with _environment(worker_environment(threads)), _ignoring(signal.SIGINT):
+        resource_tracker.ensure_running()  # its own start would let the signal through
+        with _environment(worker_environment(threads)), _held_back(signal.SIGINT):
             forkserver.ensure_running()
 
     def start(self, trial: Trial, devices: Optional[str] = None) -> Worker:
@@ -183,16 +184,17 @@ def _redirect_output(log: Path) -> None:
 
 
 @contextmanager
-def _ignoring(number: signal.Signals) -> Iterator[None]:
-    """What starts here ignores it, and so do its children until they take it over.
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes meanwhile reaches this process afterwards, and what starts here not until it lets it in.
 
-    Ctrl-C reaches all processes at the terminal: the server would die while it imports, a trial just after its fork.
+    Ctrl-C reaches all processes at the terminal: the server would die while it imports. (preload.py lets it in, and
+    ignores it; so do the server's children until they take it over.) Were it ignored here, one would be lost.
     """
-    before = signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
 
 @contextmanager

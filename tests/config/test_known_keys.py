@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from sft_experiments.config.hydra import composed, conf_dir
 from sft_experiments.config.known_keys import free_mappings
-from sft_experiments.data.formats import FIELDS
+from sft_experiments.data.formats import known_fields
 from sft_experiments.errors import ConfigError
 from sft_experiments.launch.trial import plan_run
 
@@ -33,4 +33,4 @@ def test_only_mappings_of_the_users_own_keys_take_new_ones() -> None:
 
 
 def test_the_fields_of_a_row_are_those_in_conf() -> None:
-    assert {*FIELDS} == {*OmegaConf.load(conf_dir() / "dataset" / "base" / "source.yaml").columns}
+    assert {*known_fields()} == {*OmegaConf.load(conf_dir() / "dataset" / "base" / "source.yaml").columns}

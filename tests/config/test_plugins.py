@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sft_experiments.config.load import load_plugins
+from sft_experiments.config.hydra import composed
+from sft_experiments.config.load import load_plugins, to_config
+from sft_experiments.config.validate import check_config
+from sft_experiments.data.formats import FORMATS, Message, Origin, read_conversation
+from sft_experiments.data.store import dataset_fingerprint
 from sft_experiments.errors import ConfigError
 from sft_experiments.monitor.trackers.register import TRACKERS, check_names
 from sft_experiments.runs.metrics import METRICS, objectives
@@ -40,16 +44,31 @@ from sft_experiments.runs import metrics
 metrics.add(metrics.Metric("eval/brier", "Brier score", metrics.Direction.minimize, is_objective=True))
 """
 
+FORMAT = """
+from sft_experiments.data.formats import Conversation, Format, add, column_of
+
+
+def read(row, source, origin):
+    asked, said = column_of(row, source, "question"), column_of(row, source, "answer")
+    return Conversation([{"role": "user", "content": asked}, {"role": "assistant", "content": said}], origin)
+
+
+add(Format("quiz", read, ("question", "answer")))
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory whose modules are forgotten again, with what they added to the registers."""
     monkeypatch.chdir(tmp_path)
     path, trackers, metrics, known = [*sys.path], dict(TRACKERS), dict(METRICS), set(sys.modules)
+    formats = dict(FORMATS)
     yield tmp_path
     sys.path[:] = path
     TRACKERS.clear()
     TRACKERS.update(trackers)
+    FORMATS.clear()
+    FORMATS.update(formats)
     METRICS.clear()
     METRICS.update(metrics)
     for name in set(sys.modules) - known:
@@ -101,3 +120,41 @@ def test_trials_of_a_sweep_write_to_a_tracker_of_the_users_own(sft: Sft, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     written = [file.read_text() for file in tmp_path.glob("outputs/*/*/lines.txt")]
     assert [line.split()[1] for line in written] == ["completed"] * 2
+
+
+def quiz(here: Path, content: str) -> tuple[list[Message], str]:
+    """The messages of one row in a format of the user's own, and the fingerprint of its file."""
+    name = f"quiz_of_my_own_{len(list(here.iterdir()))}"
+    (here / f"{name}.py").write_text(content)
+    FORMATS.pop("quiz", None)
+    load_plugins([name])
+    (here / "rows.jsonl").write_text('{"question": "two and two ?", "A": "four"}\n')
+    overrides = ["dataset=messages", "dataset.format=quiz", "+dataset.columns.answer=A"]
+    with composed([*overrides, f"dataset.train_files=[{here / 'rows.jsonl'}]"]) as composer:
+        config = to_config(composer.master)
+    check_config(config)
+    conversation = read_conversation({"question": "two and two ?", "A": "four"}, config.dataset, Origin("rows", 1))
+    return conversation.messages, dataset_fingerprint(config.dataset)["train"]
+
+
+def test_a_data_format_of_the_users_own_reads_rows_and_its_code_is_part_of_what_they_are(here: Path) -> None:
+    messages, fingerprint = quiz(here, FORMAT)
+    assert [message["content"] for message in messages] == ["two and two ?", "four"]
+    assert quiz(here, FORMAT) == (messages, fingerprint)
+    louder, changed = quiz(here, FORMAT.replace('"content": said', '"content": said.upper()'))
+    assert louder[1]["content"] == "FOUR"
+    assert changed != fingerprint
+
+
+def test_a_field_of_such_a_format_is_told_how_to_be_added(here: Path) -> None:
+    quiz(here, FORMAT)
+    with pytest.raises(ConfigError, match=r"write \+dataset\.columns\.answer="), composed(["dataset.columns.answer=A"]):
+        pass
+
+
+def test_a_format_that_nobody_knows_is_refused_with_the_known_ones() -> None:
+    with composed(["dataset=messages", "dataset.format=sharegtp", "dataset.train_files=[rows.jsonl]"]) as composer:
+        config = to_config(composer.master)
+    with pytest.raises(ConfigError, match=r"dataset\.format=sharegtp: choose one of messages, .*sharegpt") as raised:
+        check_config(config)
+    assert len(str(raised.value).splitlines()) == 1

@@ -3,14 +3,14 @@ import json
 import pytest
 
 from sft_experiments.data.formats import Origin, RowFault, read_conversation
-from sft_experiments.schema import DataFormat, SourceConfig
+from sft_experiments.schema import SourceConfig
 
 HERE = Origin("rows.jsonl", 7)
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 
 
 def read(row, format="messages", **source):
-    return read_conversation(row, SourceConfig(format=DataFormat(format), **source), HERE)
+    return read_conversation(row, SourceConfig(format=format, **source), HERE)
 
 
 EQUAL = {
