@@ -2,10 +2,11 @@
 
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
@@ -101,6 +102,11 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def source_hash(function: Callable[..., Any]) -> str:
+    """The content of the file that a function stands in: what it does, as far as that file says it."""
+    return sha256_of_file(Path(inspect.getfile(function)))
 
 
 def sha256_of_file(file: Path) -> str:

@@ -17,7 +17,7 @@ from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
 from sft_experiments.keys import POSITIVE, SEED, Range
 from sft_experiments.monitor.health import check_rules
 from sft_experiments.monitor.trackers.register import check_names
-from sft_experiments.plan.arithmetic import resolve_interval
+from sft_experiments.plan.arithmetic import SCHEDULES, resolve_interval, schedule_fault
 from sft_experiments.plan.data_facts import data_facts, steps_of
 from sft_experiments.plan.machine import installed
 from sft_experiments.runs.identity import key_of
@@ -30,6 +30,7 @@ from sft_experiments.schema import (
     PackingStrategy,
     PeftMethod,
     Precision,
+    SchedulerConfig,
     TrainOn,
 )
 from sft_experiments.values import flatten, format_value
@@ -48,7 +49,7 @@ def check_config(config: Config) -> None:
         *_data(config),
         *_objective(config),
         *check_extra(config.train.extra),
-        *check_upstream_names(config.train.optim, config.scheduler.name),
+        *check_upstream_names(config.train.optim, config.scheduler),
         *_watching(config),
     ]
     if mistakes:
@@ -209,16 +210,19 @@ def _objective(config: Config) -> Iterator[str]:
 FOLLOWS_LOSS = {"reduce_lr_on_plateau", "greedy"}
 
 
-def check_upstream_names(optim: str, scheduler: str) -> Iterator[str]:
-    """One line for an optimizer or scheduler that the installed transformers does not have."""
+def check_upstream_names(optim: str, scheduler: SchedulerConfig) -> Iterator[str]:
+    """One line for an optimizer or scheduler that neither the installed transformers nor a plugin has."""
     schedules = [name for name in upstream_choices("trainer_utils.py", "SchedulerType") if name not in FOLLOWS_LOSS]
+    schedules += SCHEDULES
     named = {
         "train.optim": (optim, upstream_choices("training_args.py", "OptimizerNames")),
-        "scheduler.name": (scheduler, schedules),
+        "scheduler.name": (scheduler.name, schedules),
     }
     for key, (value, allowed) in named.items():
         if value not in allowed:
             yield f"{key}={value}: no such name{nearest(value, list(allowed))}; allowed: {', '.join(allowed)}"
+    if scheduler.name in SCHEDULES and (mistake := schedule_fault(scheduler)):
+        yield mistake
 
 
 def check_extra(extra: dict[str, Any]) -> Iterator[str]:

@@ -4,15 +4,13 @@ A module of the user's own adds a format with ``add`` (``plugins=[my_module]``).
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from sft_experiments.errors import ConfigError, DataError, nearest
-from sft_experiments.files import sha256_of_file
+from sft_experiments.files import source_hash
 from sft_experiments.schema import DataSource, SourceConfig
 
 Message = dict[str, Any]  # role, content, and what templates read beside them: tool_calls, reasoning_content, name
@@ -136,7 +134,7 @@ def add(format: Format) -> None:
     Raises ``ConfigError`` when another format has its name.
     """
     if not format.version:
-        format = replace(format, version=sha256_of_file(Path(inspect.getfile(format.read))))
+        format = replace(format, version=source_hash(format.read))
     if FORMATS.setdefault(format.name, format) != format:
         raise ConfigError(f"the data format {format.name} is in the register already")
 

@@ -16,6 +16,7 @@ from sft_experiments.config.validate import check_config, check_warmup, unread
 from sft_experiments.data.store import HashMemory, dataset_fingerprint, default_cache_dir
 from sft_experiments.errors import ConfigError
 from sft_experiments.models.shape import model_config_file
+from sft_experiments.plan.arithmetic import schedule_version
 from sft_experiments.plan.derive import build_plan
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.identity import deciding
@@ -213,6 +214,7 @@ def fingerprints(config: Config) -> dict[str, str]:
         "model": model_fingerprint(model, memory),
         "tokenizer": path_fingerprint(model.tokenizer, memory),
         "chat_template": path_fingerprint(model.chat_template, memory),
+        **schedule_version(config.scheduler),
     }
 
 

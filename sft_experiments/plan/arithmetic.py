@@ -1,13 +1,21 @@
-"""Batch arithmetic: the user states the effective batch, the per-device batch and the accumulation follow.
+"""Arithmetic of batches and steps: the user states the effective batch, the per-device batch and the rest follow.
 
 effective batch = per-device batch x gradient accumulation steps x number of devices, always exact.
+
+At the end: the register of learning rate schedules of the user's own. A module adds one with ``add_schedule``
+(``plugins=[my_module]``); every other ``scheduler.name`` is one of transformers'.
 """
 
 import math
-from typing import Optional, Union
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Optional, Union
 
-from sft_experiments.errors import ConfigError
+from sft_experiments.errors import ConfigError, first_line
+from sft_experiments.files import source_hash
 from sft_experiments.runs.plan_file import BatchPlan, StepPlan
+from sft_experiments.runs.record import OWN_SCHEDULE
+from sft_experiments.schema import SchedulerConfig
 
 AUTO = "auto"
 # Without a memory estimate, `auto` stops here: larger micro-batches gain little speed on any device we know.
@@ -137,3 +145,43 @@ def steps_line(steps: StepPlan, batch: BatchPlan) -> str:
         f"{steps.total_steps} steps, {steps.warmup_steps} of them warmup; {steps.steps_per_epoch} per epoch,"
         f" each {steps.examples_per_step(batch):g} examples and about {steps.tokens_per_step(batch):,} tokens{partial}"
     )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One entry.
+
+    ``share(step, warmup_steps=, total_steps=, **scheduler.kwargs)`` is the learning rate of an optimizer step, counted
+    from 0, as a share of ``train.learning_rate``. It must depend on nothing else: a resumed run asks again.
+    """
+
+    name: str
+    share: Callable[..., float]
+    version: str  # the content of the file that ``share`` stands in: part of a trial's identity
+
+
+SCHEDULES: dict[str, Schedule] = {}
+
+
+def add_schedule(name: str, share: Callable[..., float]) -> None:
+    """Put a schedule into the register. Raises ``ConfigError`` when another one has its name."""
+    schedule = Schedule(name, share, source_hash(share))
+    if SCHEDULES.setdefault(name, schedule) != schedule:
+        raise ConfigError(f"the schedule {name} is in the register already")
+
+
+def schedule_version(scheduler: SchedulerConfig) -> dict[str, str]:
+    """A fingerprint of the code of a schedule of the user's own; none for those of transformers."""
+    own = SCHEDULES.get(scheduler.name)
+    return {f"{OWN_SCHEDULE}{own.name}": own.version} if own else {}
+
+
+def schedule_fault(scheduler: SchedulerConfig) -> str:
+    """Why a schedule of the user's own gives no learning rate with ``scheduler.kwargs``; "" when it gives one."""
+    try:
+        share: Any = SCHEDULES[scheduler.name].share(1, warmup_steps=1, total_steps=10, **scheduler.kwargs)
+    except Exception as error:  # noqa: BLE001 it is not our code: whatever it raises is a mistake in a setting
+        return f"scheduler.name={scheduler.name}: {type(error).__name__}: {first_line(error)}"
+    if isinstance(share, int | float) and share >= 0:
+        return ""
+    return f"scheduler.name={scheduler.name}: step 1 of 10 has {share!r}: must be a share of the peak, at least 0"

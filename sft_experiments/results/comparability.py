@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft_experiments.results.collect import Run, number
+from sft_experiments.runs.record import OWN_SCHEDULE
 from sft_experiments.values import format_count
 
 TOKEN_TOLERANCE = 0.02  # batch sizes that do not divide an epoch shift the tokens trained by a step or so
 # A part of the fingerprint's name -> what it means when it differs. The first match counts.
 _MEANING = {
+    OWN_SCHEDULE: "the code of a schedule differs",
     "prepared": "prepared data differ: rows, tokenizer, template, length or packing",
     "valid": "validation data differ: the objectives are measured on different rows and do not compare",
     "eval": "validation data differ: the objectives are measured on different rows and do not compare",
@@ -36,6 +38,8 @@ def _fingerprint_notes(runs: Sequence[Run]) -> list[str]:
     notes: dict[str, None] = {}  # ordered, without repetition
     for name in names:
         values = {run.record.fingerprints.get(name) for run in runs}
+        if name.startswith(OWN_SCHEDULE):  # runs with another schedule have none of it
+            values.discard(None)
         if len(values) > 1:
             meaning = next((text for part, text in _MEANING.items() if part in name), f"{name} differs")
             notes[f"{meaning} ({len(values)} versions)"] = None

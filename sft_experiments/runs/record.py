@@ -10,6 +10,7 @@ from sft_experiments.files import read_json, write_json_atomically
 from sft_experiments.runs.folder import RunFolder
 
 SCHEMA_VERSION = 1
+OWN_SCHEDULE = "schedule "  # before the name of one: a fingerprint that only runs with it have
 
 
 class Status(str, Enum):

@@ -3,15 +3,17 @@
 Also the learning rate of every step, from transformers' own schedulers: what a run will log.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 from trl import SFTConfig
 
 from sft_experiments.errors import ConfigError, first_line
 from sft_experiments.monitor.trackers.register import upstream_names
-from sft_experiments.plan.arithmetic import resolve_interval
+from sft_experiments.plan.arithmetic import SCHEDULES, resolve_interval
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import Plan, StepPlan
 from sft_experiments.schema import Config, Direction, PackingStrategy, SchedulerConfig
@@ -43,8 +45,7 @@ def training_arguments(config: Config, plan: Plan, folder: RunFolder, resumes: b
         "adam_epsilon": train.adam_epsilon,
         "bf16": plan.precision.value == "bf16",
         **_sharing(config),
-        "lr_scheduler_type": config.scheduler.name,
-        "lr_scheduler_kwargs": scheduler_arguments(config, steps),
+        **_scheduler(config, steps),
         "warmup_steps": steps.warmup_steps,
         "seed": train.seed,
         "data_seed": train.data_seed,
@@ -59,6 +60,13 @@ def training_arguments(config: Config, plan: Plan, folder: RunFolder, resumes: b
         return SFTConfig(**{**values, **train.extra})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"SFTConfig refuses the settings: {first_line(error)}") from error
+
+
+def _scheduler(config: Config, steps: StepPlan) -> dict[str, Any]:
+    """What transformers is told of the schedule: one of the user's own is put in its place by the trainer."""
+    if config.scheduler.name in SCHEDULES:
+        return {"lr_scheduler_type": "constant"}
+    return {"lr_scheduler_type": config.scheduler.name, "lr_scheduler_kwargs": scheduler_arguments(config, steps)}
 
 
 def _sharing(config: Config) -> dict[str, Any]:
@@ -129,19 +137,30 @@ def learning_rates(
 ) -> list[float]:
     """The same from plain numbers; ``arguments`` are those of the scheduler function."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    schedule = get_scheduler(
-        scheduler.name,
-        optimizer,
-        num_warmup_steps=warmup_steps,
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs=arguments,
-    )
+    if scheduler.name in SCHEDULES:
+        schedule = own_schedule(scheduler, optimizer, warmup_steps, total_steps)
+    else:
+        schedule = get_scheduler(
+            scheduler.name,
+            optimizer,
+            num_warmup_steps=warmup_steps,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=arguments,
+        )
     rates = []
     for _ in range(total_steps):
         rates.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         schedule.step()
     return rates
+
+
+def own_schedule(
+    scheduler: SchedulerConfig, optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> LambdaLR:
+    """A schedule of the user's own on an optimizer whose learning rate is the peak."""
+    share = SCHEDULES[scheduler.name].share
+    return LambdaLR(optimizer, partial(share, warmup_steps=warmup_steps, total_steps=total_steps, **scheduler.kwargs))
 
 
 def scheduler_arguments(config: Config, steps: StepPlan) -> dict[str, Any]:

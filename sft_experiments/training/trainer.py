@@ -8,6 +8,7 @@ Sums stay on the device and are read once per log event; the guard reads one fla
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.errors import ConfigError, DataError, SftError, TrainingFailed, first_line
+from sft_experiments.plan.arithmetic import SCHEDULES
 from sft_experiments.schema import Config, PeftMethod
+from sft_experiments.training.arguments import own_schedule
 from sft_experiments.training.loss_head import LABELLED_ROWS, LossSums, add_loss_head, choose_loss_head, sums_from_fused
 from sft_experiments.training.model import adapter_config
 from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
@@ -63,7 +66,16 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self._eval_sums = self._zero_sums()
         self._since_log = [0.0, 0.0, 0.0]  # nats, supervised tokens, correct tokens already read from the device
         self.answer_bytes = 0  # of the evaluation set's answers; above 0: ``eval_nats_per_byte`` is measured as well
+        self.own_schedule: Callable[[torch.optim.Optimizer, int, int], Any] | None = None  # of warmup and all steps
         self.extra_metrics: Callable[[], dict[str, float]] | None = None  # more ``eval_...`` numbers per evaluation
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The schedule by its name; one of the user's own takes the place of the constant one that upstream made."""
+        if self.lr_scheduler is None and self.own_schedule is not None:
+            constant = super().create_scheduler(num_training_steps, optimizer)
+            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler: Any = self.own_schedule(constant.optimizer, warmup_steps, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _can_drop_padding_mask(self, config: Any) -> bool:
         right_padded = isinstance(self.data_collator, DataCollatorForLanguageModeling) and not self.padding_free
@@ -259,4 +271,6 @@ def build_trainer(
             raise
         raise ConfigError(f"peft.target_modules={config.peft.target_modules}: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
+    if config.scheduler.name in SCHEDULES:
+        trainer.own_schedule = partial(own_schedule, config.scheduler)
     return trainer

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,12 @@ from sft_experiments.config.validate import check_config
 from sft_experiments.data.formats import FORMATS, Message, Origin, read_conversation
 from sft_experiments.data.store import dataset_fingerprint
 from sft_experiments.errors import ConfigError
+from sft_experiments.launch.trial import plan_run
 from sft_experiments.monitor.trackers.register import TRACKERS, check_names
-from sft_experiments.runs.metrics import METRICS, objectives
+from sft_experiments.plan.arithmetic import SCHEDULES
+from sft_experiments.runs.folder import find_run_folders
+from sft_experiments.runs.metrics import METRICS, objectives, read_events
+from sft_experiments.runs.record import read_record
 from tests.conftest import Sft
 
 TRACKER = """
@@ -56,19 +61,35 @@ def read(row, source, origin):
 add(Format("quiz", read, ("question", "answer")))
 """
 
+SCHEDULE = """
+from math import cos, pi
+from sft_experiments.plan.arithmetic import add_schedule
+
+
+def waves(step, warmup_steps, total_steps, bumps=2):
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 0.55 + 0.45 * cos(2 * pi * bumps * (step - warmup_steps) / (total_steps - warmup_steps))
+
+
+add_schedule("waves", waves)
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory whose modules are forgotten again, with what they added to the registers."""
     monkeypatch.chdir(tmp_path)
     path, trackers, metrics, known = [*sys.path], dict(TRACKERS), dict(METRICS), set(sys.modules)
-    formats = dict(FORMATS)
+    formats, schedules = dict(FORMATS), dict(SCHEDULES)
     yield tmp_path
     sys.path[:] = path
     TRACKERS.clear()
     TRACKERS.update(trackers)
     FORMATS.clear()
     FORMATS.update(formats)
+    SCHEDULES.clear()
+    SCHEDULES.update(schedules)
     METRICS.clear()
     METRICS.update(metrics)
     for name in set(sys.modules) - known:
@@ -158,3 +179,61 @@ def test_a_format_that_nobody_knows_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.format=sharegtp: choose one of messages, .*sharegpt") as raised:
         check_config(config)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def identity_with(content: str, here: Path) -> str:
+    """The trial id of a run with a schedule of the user's own."""
+    name = f"waves_of_my_own_{len(list(here.iterdir()))}"
+    (here / f"{name}.py").write_text(content)
+    SCHEDULES.pop("waves", None)
+    with composed([f"plugins=[{name}]", "scheduler.name=waves"]) as composer:
+        return plan_run(composer).id
+
+
+def test_the_code_of_a_schedule_of_the_users_own_is_part_of_the_trials_identity(here: Path) -> None:
+    identity = identity_with(SCHEDULE, here)
+    assert identity_with(SCHEDULE, here) == identity
+    assert identity_with(SCHEDULE.replace("0.45", "0.35"), here) != identity
+
+
+@pytest.mark.parametrize(
+    ("content", "override", "expected"),
+    [
+        (SCHEDULE, "+scheduler.kwargs.bump=2", "scheduler.name=waves: TypeError: waves() got an unexpected keyword"),
+        (SCHEDULE.replace("step / warmup_steps", "None"), "name=x", "scheduler.name=waves: step 1 of 10 has "),
+        (SCHEDULE.replace("step / warmup_steps", "-0.1"), "name=x", "must be a share of the peak, at least 0"),
+        ("", "name=x", "scheduler.name=waves: no such name"),
+    ],
+)
+def test_a_schedule_that_gives_no_rate_is_one_line_before_anything_runs(
+    here: Path, content: str, override: str, expected: str
+) -> None:
+    name = f"broken_waves_{abs(hash((content, override)))}"
+    (here / f"{name}.py").write_text(content.replace("step < warmup_steps", "step <= warmup_steps"))
+    SCHEDULES.pop("waves", None)
+    arguments = [f"plugins=[{name}]", "scheduler.name=waves", override]
+    with pytest.raises(ConfigError) as raised, composed(arguments) as composer:
+        plan_run(composer)
+    assert expected in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_follows_a_schedule_of_the_users_own_also_after_a_stop(sft: Sft, tmp_path: Path) -> None:
+    (tmp_path / "my_schedules.py").write_text(SCHEDULE)
+    arguments = (
+        "sweep", "plugins=[my_schedules]", "scheduler.name=cosine,waves", "scheduler.warmup_steps=2", "logger=none",
+        "sweep.check=false", "train.learning_rate=1e-3", "train.effective_batch_size=16", "train.max_steps=10",
+        "train.logging_steps=1", "dataset.demo.num_train=200", "sweep.early_stopping=halving", "sweep.rungs=[0.5]",
+        "sweep.reduction_factor=1.01",
+    )  # fmt: skip
+    done = sft(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the code of a schedule differs" not in done.stdout
+    folders = {folder.path.name.split("-")[0]: folder for folder in find_run_folders(tmp_path)}
+    (folder,) = [folder for name, folder in folders.items() if "waves" in name]
+    assert read_record(folder).attempts == 2  # it waited at its rung
+    logged = [event["train/learning_rate"] for event in read_events(folder.metrics) if "train/learning_rate" in event]
+    space: dict[str, Any] = {}
+    exec(SCHEDULE.replace('add_schedule("waves", waves)', ""), space)
+    assert logged == pytest.approx([1e-3 * space["waves"](step, 2, 10) for step in range(10)])

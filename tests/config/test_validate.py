@@ -6,6 +6,7 @@ from sft_experiments.config.hydra import composed
 from sft_experiments.config.validate import check_upstream_names, upstream_choices
 from sft_experiments.errors import ConfigError
 from sft_experiments.launch.trial import plan_run
+from sft_experiments.schema import SchedulerConfig
 
 FILES = ["dataset=messages", "dataset.train_files=[rows.jsonl]"]
 CONTRADICTIONS = {
@@ -87,7 +88,7 @@ def test_all_mistakes_are_shown_at_once() -> None:
     ],
 )
 def test_an_optimizer_or_schedule_that_upstream_lacks_is_refused(optim: str, scheduler: str, told: str) -> None:
-    (line,) = check_upstream_names(optim, scheduler)
+    (line,) = check_upstream_names(optim, SchedulerConfig(scheduler))
     assert line.startswith(told)
 
 
