@@ -87,7 +87,8 @@ def count_rows(dataset: DatasetConfig) -> Optional[int]:
             for file in resolve_files(source.train_files, "dataset.train_files"):
                 if file.suffix.lower() not in {".jsonl", ".ndjson"}:
                     return None
-                count += sum(1 for line in file.open("rb") if line.strip())
+                with file.open("rb") as lines:
+                    count += sum(1 for line in lines if line.strip())
         else:
             return None
     return min(count, dataset.max_train_rows or count)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from sft_experiments.errors import ConfigError, TrainingFailed
 from sft_experiments.monitor.rules import RunFacts
-from sft_experiments.monitor.session import Monitor
+from sft_experiments.monitor.session import Monitor, StallWatch
 from sft_experiments.monitor.trackers.tracker import RunIdentity
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.metrics import Sample, read_events, read_samples
@@ -17,6 +18,21 @@ from sft_experiments.schema import HealthPolicy, TerminalMode
 from tests.monitor.conftest import run_config
 
 FACTS = RunFacts(total_steps=10, flops_per_token=100.0, peak_flops=1e6)
+
+
+@pytest.fixture(autouse=True)
+def no_watch_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    started: list[StallWatch] = []
+    start = StallWatch.start
+
+    def remembered(watch: StallWatch) -> None:
+        started.append(watch)
+        start(watch)
+
+    monkeypatch.setattr(StallWatch, "start", remembered)
+    yield
+    for watch in started:
+        watch.stop()
 
 
 def train(monitor: Monitor, model: torch.nn.Module, steps: range, loss: float = 1.0) -> None:

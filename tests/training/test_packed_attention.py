@@ -50,7 +50,7 @@ def test_values_and_gradients_equal_those_of_the_documents_alone(
 ) -> None:
     alone, packed = (tiny_model(name, num_key_value_heads=key_heads).train() for name in ("sdpa", PACKED))
     if checkpointing:
-        packed.gradient_checkpointing_enable({"use_reentrant": False})
+        packed.activation_checkpointing_enable({"use_reentrant": False})
     documents = _documents()
     expected = torch.cat([_logits(alone, {"input_ids": torch.tensor([document])}) for document in documents])
     result = _logits(packed, _packed(documents))

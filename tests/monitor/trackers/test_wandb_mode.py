@@ -37,6 +37,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{running.server_port}")
     yield Handler
     running.shutdown()
+    running.server_close()
 
 
 def test_no_key_means_offline() -> None:
