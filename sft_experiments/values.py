@@ -48,7 +48,10 @@ def digest(content: Any) -> str:
 
 
 def hash_of(content: Any) -> str:
-    """SHA-256 of content as canonical JSON."""
+    """SHA-256 of what data are and how they are prepared, in hex.
+
+    Its JSON has spaces, unlike that of ``digest``: fingerprints, ids of trials and the cache rest on either form.
+    """
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,10 +1,7 @@
 """Whatever becomes of a worker, the record says it; a folder in use is left alone."""
 
-import os
-import signal
 import subprocess
 import sys
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.files import hold, is_held
 from sft_experiments.launch.retry import run_trial
 from sft_experiments.launch.settle import raise_for_failure, settle
-from sft_experiments.launch.start import WarmStarter, worker_environment
+from sft_experiments.launch.start import worker_environment
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import Record, Status, read_record
 
@@ -74,17 +71,16 @@ def test_a_folder_in_use_by_another_process_is_refused_at_once(planned) -> None:
     assert not is_held(trial.folder.lock)  # the kernel let go when its holder died
 
 
-def test_ctrl_c_while_the_fork_server_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
-
-    def press_ctrl_c() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        begun.append("the start was not interrupted")
-
-    monkeypatch.setattr(forkserver, "ensure_running", press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        WarmStarter().prepare(threads=1)
-    assert begun
+def test_ctrl_c_while_the_fork_server_starts_comes_when_it_has() -> None:
+    code = (
+        "import os, signal\nfrom multiprocessing import forkserver\n"
+        "from sft_experiments.launch.start import WarmStarter\n"
+        "def start():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('started')\n"
+        "forkserver.ensure_running = start\n"
+        "try:\n    WarmStarter().prepare(1)\nexcept KeyboardInterrupt:\n    print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["started", "stopped"], done.stderr
 
 
 def test_the_fork_server_and_its_children_survive_ctrl_c_while_it_imports(tmp_path: Path) -> None:
