@@ -44,7 +44,7 @@ test: $(READY) browser ## run the whole test suite
 
 .PHONY: test-lowest
 test-lowest: $(LOWEST)/.ready ## run the fast tests with the lowest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" -W default # old versions warn of what they mended since
 
 .PHONY: coverage
 coverage: $(READY) browser ## run the whole test suite and show which lines it reaches (htmlcov/index.html)
