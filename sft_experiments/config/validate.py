@@ -213,6 +213,8 @@ FOLLOWS_LOSS = {"reduce_lr_on_plateau", "greedy"}
 def check_upstream_names(optim: str, scheduler: SchedulerConfig) -> Iterator[str]:
     """One line for an optimizer or scheduler that neither the installed transformers nor a plugin has."""
     schedules = [name for name in upstream_choices("trainer_utils.py", "SchedulerType") if name not in FOLLOWS_LOSS]
+    if scheduler.name in SCHEDULES and scheduler.name in schedules:
+        yield f"scheduler.name={scheduler.name}: a plugin's schedule has the name of one of transformers': rename it"
     schedules += SCHEDULES
     named = {
         "train.optim": (optim, upstream_choices("training_args.py", "OptimizerNames")),

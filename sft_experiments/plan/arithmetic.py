@@ -9,6 +9,7 @@ At the end: the register of learning rate schedules of the user's own. A module 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Optional, Union
 
 from sft_experiments.errors import ConfigError, first_line
@@ -182,6 +183,6 @@ def schedule_fault(scheduler: SchedulerConfig) -> str:
         share: Any = SCHEDULES[scheduler.name].share(1, warmup_steps=1, total_steps=10, **scheduler.kwargs)
     except Exception as error:  # noqa: BLE001 it is not our code: whatever it raises is a mistake in a setting
         return f"scheduler.name={scheduler.name}: {type(error).__name__}: {first_line(error)}"
-    if isinstance(share, int | float) and share >= 0:
+    if isinstance(share, Real) and 0 <= float(share) < math.inf:
         return ""
     return f"scheduler.name={scheduler.name}: step 1 of 10 has {share!r}: must be a share of the peak, at least 0"

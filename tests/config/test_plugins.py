@@ -181,6 +181,13 @@ def test_a_format_that_nobody_knows_is_refused_with_the_known_ones() -> None:
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_schedule_that_would_hide_one_of_transformers_is_refused(here: Path) -> None:
+    (here / "hiding_of_my_own.py").write_text(SCHEDULE.replace('"waves"', '"cosine"'))
+    refusal = r"scheduler\.name=cosine: a plugin.s schedule has the name of one of"
+    with pytest.raises(ConfigError, match=refusal), composed(["plugins=[hiding_of_my_own]"]) as composer:
+        plan_run(composer)
+
+
 def identity_with(content: str, here: Path) -> str:
     """The trial id of a run with a schedule of the user's own."""
     name = f"waves_of_my_own_{len(list(here.iterdir()))}"
