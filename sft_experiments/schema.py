@@ -294,6 +294,8 @@ class ComputeConfig:
 
     device: Device = key(upstream=("use_cpu",))
     num_devices: int = key(within=COUNT, counts=Counts.content)  # devices per trial
+    # GPUs to use, by nvidia-smi's numbers or UUIDs, shared with whoever is there; null: idle ones, one run on each
+    devices: Optional[list[str]] = key(None, only_with=("compute.device", ("auto", "cuda")))
     # CPU threads per trial; null: the cores shared out among concurrent trials
     threads: Optional[int] = key(None, within=COUNT)
     isolate: bool = MISSING  # false: train inside this process, for the debugger

@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Optional
 
 import pytest
+
+from sft_experiments.plan import gpus
+from tests.plan.fake_nvml import Card, Driver, install
 
 Sft = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -62,6 +66,17 @@ def sft(run_sft: Sft, tmp_path: Path) -> Sft:
         return run_sft(tmp_path, *arguments, **environment)
 
     return run
+
+
+@pytest.fixture
+def on_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A machine with these cards until the end of the test."""
+
+    def put_in(*found: Card, visible: Optional[str] = None, torch: str = "2.13.0+cu130") -> None:
+        install(monkeypatch, Driver(list(found)) if found else None, visible, torch)
+
+    yield put_in
+    gpus._visible.cache_clear()
 
 
 @pytest.fixture(scope="session")

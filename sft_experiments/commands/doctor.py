@@ -20,11 +20,11 @@ from sft_experiments import __version__
 from sft_experiments.commands import Command
 from sft_experiments.data.store import default_cache_dir
 from sft_experiments.models.hub import hub_answers, hub_is_offline
+from sft_experiments.plan.gpus import gpus
 from sft_experiments.plan.machine import (
     BF16_CPU_FLAGS,
     cpu_count,
     cpu_flags,
-    gpus,
     installed,
     resolve_device,
     resolve_precision,

@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any, Optional
 
 from sft_experiments.errors import RunFolderError
 from sft_experiments.files import is_held
+from sft_experiments.launch.booking import booked
 from sft_experiments.launch.ranks import await_ranks
 from sft_experiments.launch.settle import raise_for_failure, settle
 from sft_experiments.launch.start import ColdStarter, InProcess, Starter
 from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.arithmetic import halved
-from sft_experiments.plan.machine import check_sharding, first_gpus
+from sft_experiments.plan.machine import check_sharding
 from sft_experiments.runs.folder import RunFolder, find_run_folders
 from sft_experiments.runs.plan_file import BatchPlan, Plan, read_plan
 from sft_experiments.runs.record import Record, Status, read_record
@@ -136,19 +138,30 @@ def run_trial(trial: Trial) -> Record:
     trial.start_over()
     (trial,) = recall([trial])
     starter: Starter = ColdStarter() if trial.config.compute.isolate else InProcess()
-    record, code = _attempt(trial, starter)
-    while (smaller := smaller_batch(trial, record)) is not None:
-        trial = smaller
-        record, code = _attempt(trial, starter)
+    with _devices(trial) as devices:
+        record, code = _attempt(trial, starter, devices)
+        while (smaller := smaller_batch(trial, record)) is not None:
+            trial = smaller
+            record, code = _attempt(trial, starter, devices)
     advise_on_memory(trial, record)
     return raise_for_failure(record, code)
 
 
-def _attempt(trial: Trial, starter: Starter) -> tuple[Record, int]:
+@contextmanager
+def _devices(trial: Trial) -> Iterator[Optional[str]]:
+    """CUDA_VISIBLE_DEVICES of its worker: with more GPUs than ranks, torch would spread one process over all."""
+    if trial.plan.device.value != "cuda":
+        yield None
+        return
+    with booked(trial.config.compute, trial.plan.batch.num_devices) as found:
+        yield ",".join(gpu.visible_as for gpu in found)
+
+
+def _attempt(trial: Trial, starter: Starter, devices: Optional[str]) -> tuple[Record, int]:
     """Start a worker on the trial's folder; returns the record it leaves and its exit code."""
     trial.write()
     ranks = trial.plan.batch.num_devices
-    worker = starter.start(trial, first_gpus(ranks) if trial.plan.device.value == "cuda" else None)
+    worker = starter.start(trial, devices)
     stopped = signal.SIGTERM
     while (code := worker.exitcode) is None:
         try:

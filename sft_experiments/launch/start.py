@@ -62,6 +62,7 @@ def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
     ours = {
         **(ENVIRONMENT if ranks > 1 else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counts, and so our plans
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # "is there a GPU?" must not start CUDA in the fork server
         "OMP_NUM_THREADS": str(max(1, threads // ranks)),
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
@@ -111,7 +112,7 @@ class WarmStarter:
 
     That takes a fraction of a second, where a fresh interpreter spends several seconds on imports.
     Nothing here or in what is preloaded may start a thread pool or touch CUDA before the fork
-    (tests/sweep/test_warm_start.py looks).
+    (tests/sweep/test_warm_start.py looks). Where some package does, the child notices and starts afresh.
     """
 
     def prepare(self, threads: int) -> None:
@@ -142,9 +143,24 @@ def _work(folder: str, log: str, threads: int, visible_devices: Optional[str], r
         environment = {**worker_environment(threads, ranks), LAUNCHER_VARIABLE: str(sweep)}
         command = rank_command(RunFolder(Path(folder)), ranks)
         os.execve(command[0], command, environment)
+    if visible_devices is not None and _cuda_was_started():
+        print("CUDA was started before the fork (by a package that transformers imports): a fresh process, for seconds")
+        sys.stdout.flush()
+        environment = {**worker_environment(threads), LAUNCHER_VARIABLE: str(os.getppid())}
+        os.execve(sys.executable, [sys.executable, "-m", WORKER, folder], environment)
     from sft_experiments.training.worker import run  # slow: torch, transformers, trl; here they are imported already
 
     sys.exit(run(RunFolder(Path(folder)), threads=threads))
+
+
+def _cuda_was_started() -> bool:
+    """Whether the fork server has touched CUDA: it cannot be used in its children then, whoever did it.
+
+    ``torch.cuda.is_initialized()`` does not tell: asking for the number of devices is enough.
+    """
+    import torch  # slow: 1 s; here it is imported already
+
+    return torch.cuda._is_in_bad_fork()
 
 
 class InProcess:

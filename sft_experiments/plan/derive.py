@@ -7,10 +7,11 @@ from typing import Any, Optional
 from sft_experiments.models.shape import Shape, shape_of
 from sft_experiments.plan.arithmetic import AUTO, divisors, plan_batch
 from sft_experiments.plan.data_facts import DataFacts, data_facts
+from sft_experiments.plan.gpus import gpus
 from sft_experiments.plan.machine import (
     check_device_count,
-    gpus,
     host_capacity_gib,
+    idle_accelerator,
     resolve_device,
     resolve_precision,
     resolve_threads,
@@ -46,10 +47,17 @@ def workload(config: Config, plan: "Plan", facts: Optional[DataFacts]) -> Worklo
     )
 
 
-def device_memory(plan: "Plan") -> Optional[float]:
-    """Bytes of the smallest visible GPU; on the CPU those of the machine or container, shared by the ranks."""
+def device_memory(config: Config, plan: "Plan") -> Optional[float]:
+    """Bytes that others leave of the fullest GPU that a run may get; on the CPU the host's, shared by the ranks.
+
+    So with GPUs that share the host's memory.
+    """
     if plan.device.value == "cuda":
-        return min(gpu.memory_gib for gpu in gpus()) * GIB
+        found = [gpu for gpu in gpus(config.compute.devices) if gpu.memory_gib is not None]
+        idle = [gpu for gpu in found if not gpu.is_busy] if not config.compute.devices else []
+        left = [gpu.memory_gib - gpu.used_gib for gpu in idle or found if gpu.memory_gib is not None]
+        if left:
+            return min(left) * GIB
     return host_capacity_gib() * GIB / plan.batch.num_devices
 
 
@@ -109,7 +117,7 @@ def auto_batch(config: Config, plan: "Plan", device_bytes: Optional[float] = Non
     if wanted != AUTO or plan.device.value != "cuda":
         return batch
     shape = shape_of(config.model)
-    available = device_bytes if device_bytes is not None else device_memory(plan)
+    available = device_bytes if device_bytes is not None else device_memory(config, plan)
     if shape is None or available is None:
         return batch
     work = workload(config, plan, data_facts(config))
@@ -127,8 +135,8 @@ TINY_REASON = "a tiny model: casts to bf16 cost more than they save"
 
 def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
     """Derive batch split, device, precision and threads. Raises ``ConfigError`` for what cannot be."""
-    device = resolve_device(config.compute.device)
-    check_device_count(device.value, config.compute.num_devices)
+    device = resolve_device(config.compute.device, config.compute.devices)
+    check_device_count(device.value, config.compute.num_devices, config.compute.devices)
     plan = Plan(
         batch=plan_batch(
             config.train.effective_batch_size, config.train.per_device_train_batch_size, config.compute.num_devices
@@ -136,15 +144,27 @@ def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
         device=device,
         precision=_precision(config, device.value),
         threads=resolve_threads(config.compute.threads, concurrent_trials),
-        warnings=list(outside_range(config)),
+        warnings=[*outside_range(config), *_unused(config, device.value, concurrent_trials)],
     )
     return replace(plan, batch=auto_batch(config, plan))
+
+
+def _unused(config: Config, device: str, concurrent_trials: int) -> Iterator[str]:
+    """One line for each GPU that someone may expect to be used."""
+    if config.compute.device is Device.auto and device == "cpu" and (reason := idle_accelerator()):
+        yield f"training on the CPU: {reason}"
+    named, used = len(config.compute.devices or []), config.compute.num_devices * concurrent_trials
+    if named > used:
+        yield (
+            f"compute.devices names {named} GPUs, {used} of them will be used: compute.num_devices={named} trains one"
+            " model on all"
+        )
 
 
 def _precision(config: Config, device: str) -> Choice:
     if config.train.precision is Precision.auto and config.model.size_class == "tiny":
         return Choice("fp32", TINY_REASON)
-    return resolve_precision(config.train.precision, device)
+    return resolve_precision(config.train.precision, device, config.compute.devices)
 
 
 REASONS = {

@@ -8,7 +8,7 @@ from sft_experiments.plan.arithmetic import evaluation_steps
 from sft_experiments.plan.data_facts import DataFacts, steps_of
 from sft_experiments.plan.derive import device_memory, make_it_fit, verdict, workload
 from sft_experiments.plan.duration import Duration, Likeness, Load, Measured, computed_duration, from_measured
-from sft_experiments.plan.machine import gpus
+from sft_experiments.plan.gpus import gpus
 from sft_experiments.plan.memory import MemoryEstimate, estimate_memory
 from sft_experiments.runs.plan_file import Plan, StepPlan
 from sft_experiments.schema import Config, PeftMethod, Precision
@@ -43,7 +43,7 @@ def forecast(
     steps = steps_of(config, facts)
     tokens = _tokens(facts, steps, config)
     memory = estimate_memory(shape, workload(config, plan, facts)) if shape else None
-    available = device_bytes if device_bytes is not None else device_memory(plan)
+    available = device_bytes if device_bytes is not None else device_memory(config, plan)
     state = verdict(memory, available)
     return Forecast(
         steps=steps,

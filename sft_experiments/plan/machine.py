@@ -2,9 +2,8 @@
 
 import os
 import platform
-import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from sft_experiments.errors import ConfigError
+from sft_experiments.plan.gpus import Gpu, gpus
 from sft_experiments.runs.plan_file import Choice
 from sft_experiments.schema import Device, Precision
 from sft_experiments.values import GIB
@@ -20,46 +20,15 @@ BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 BF16_COMPUTE_CAPABILITY = 8.0  # Ampere
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """One CUDA device as nvidia-smi reports it."""
-
-    index: int
-    name: str
-    memory_gib: float
-    compute_capability: float
-
-
-@lru_cache
-def gpus() -> tuple[Gpu, ...]:
-    """The CUDA devices of this machine that CUDA_VISIBLE_DEVICES leaves visible; empty without nvidia-smi."""
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    query = "--query-gpu=index,name,memory.total,compute_cap"
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3]
-    found = [Gpu(int(index), name, float(memory) / 1024, float(cap)) for index, name, memory, cap in rows]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return tuple(found)
-    return tuple(gpu for gpu in found if str(gpu.index) in visible.split(","))
-
-
-def first_gpus(count: int) -> str:
-    """CUDA_VISIBLE_DEVICES of a run with so many devices: with more, torch would spread one process over all."""
-    return ",".join(str(gpu.index) for gpu in gpus()[:count])
-
-
-def check_device_count(device: str, count: int) -> None:
+def check_device_count(device: str, count: int, chosen: Optional[Sequence[str]] = None) -> None:
     """Raise ``ConfigError`` for more devices than there are. On the CPU they are processes."""
-    there = {"cuda": len(gpus()), "mps": 1}.get(device, count)
-    if count > there:
-        raise ConfigError(f"compute.num_devices={count}: this machine has {there} visible {device} device(s)")
+    if device == "cpu":
+        return
+    found = gpus(chosen) if device == "cuda" else ("mps",)
+    if count > len(found):
+        raise ConfigError(f"compute.num_devices={count}: this machine has {len(found)} visible {device} device(s)")
+    if count > 1 and any(isinstance(one, Gpu) and one.is_part for one in found):
+        raise ConfigError(f"compute.num_devices={count}: MIG instances cannot train one model together")
 
 
 def check_sharding(device: str, fsdp: bool) -> None:
@@ -83,31 +52,46 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resolve_device(wanted: Device) -> Choice:
-    """cpu, cuda or mps. Raises ``ConfigError`` when the wanted one is not there."""
+def resolve_device(wanted: Device, chosen: Optional[Sequence[str]] = None) -> Choice:
+    """cpu, cuda or mps; ``chosen`` is compute.devices. Raises ``ConfigError`` when the wanted one is not there."""
     if wanted is Device.cpu:
         return Choice("cpu", "as configured")
-    if gpus():
-        return Choice("cuda", f"{gpus()[0].name}, {gpus()[0].memory_gib:.0f} GiB")
-    if wanted is Device.cuda:
-        raise ConfigError("compute.device=cuda: no CUDA device is visible (nvidia-smi lists none)")
+    if wanted is not Device.mps and (found := gpus(chosen)) and not idle_accelerator():
+        return Choice("cuda", "; ".join(dict.fromkeys(str(gpu) for gpu in found)))
+    if wanted is Device.cuda or chosen:
+        raise ConfigError(f"compute.device={wanted.name}: {idle_accelerator() or 'no CUDA device is visible'}")
     if _has_mps():
         return Choice("mps", "Apple GPU")
     if wanted is Device.mps:
         raise ConfigError("compute.device=mps: this machine has no Apple GPU")
-    return Choice("cpu", "no GPU is visible")
+    return Choice("cpu", idle_accelerator() or "no GPU is visible")
+
+
+def idle_accelerator() -> Optional[str]:
+    """What stands here unused because the installed torch is built for something else; None: nothing is known to.
+
+    The build is the local part of torch's version, as its packages have it: 2.13.0+cpu, +cu130, +rocm6.4, +xpu.
+    """
+    torch = installed_version("torch") or ""
+    build = torch.partition("+")[2]
+    if build == "cpu" and gpus():
+        return f"{gpus()[0].name} is not used: torch {torch} is built without CUDA"
+    if build.startswith(("rocm", "xpu")):
+        maker = "AMD" if build.startswith("rocm") else "Intel"
+        return f"torch {torch} is built for {maker}'s GPUs, on which nothing here was ever tried: they are not used"
+    return None
 
 
 def _has_mps() -> bool:
     return os.uname().sysname == "Darwin" and os.uname().machine == "arm64"
 
 
-def resolve_precision(wanted: Precision, device: str) -> Choice:
+def resolve_precision(wanted: Precision, device: str, chosen: Optional[Sequence[str]] = None) -> Choice:
     """fp32, bf16 or pure_bf16. ``auto`` keeps fp32 parameters and uses bf16 arithmetic where it is fast."""
     if wanted is not Precision.auto:
         return Choice(wanted.value, "as configured")
     if device == "cuda":
-        capability = min(gpu.compute_capability for gpu in gpus())
+        capability = min(gpu.compute_capability for gpu in gpus(chosen))
         if capability >= BF16_COMPUTE_CAPABILITY:
             return Choice("bf16", f"fp32 parameters, bf16 autocast: compute capability {capability}")
         return Choice("fp32", f"compute capability {capability} emulates bf16")

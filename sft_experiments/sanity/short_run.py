@@ -246,7 +246,7 @@ def _memory_item(trial: Trial, data: PreparedData, watch: Watch) -> Item:
     if shape is None:
         return Item("memory", "pass", found)
     estimate = estimate_memory(shape, workload(trial.config, trial.plan, from_report(data.report.as_json())))
-    state = verdict(estimate, device_memory(trial.plan))
+    state = verdict(estimate, device_memory(trial.config, trial.plan))
     found += f"; estimated peak of the real run {gib(estimate.total)}" + (f": {state}" if state else "")
     step = "" if state in {None, "fits"} else "see sft plan for what would make it fit"
     return Item("memory", "pass" if state in {None, "fits"} else "warn", found, step)

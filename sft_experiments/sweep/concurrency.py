@@ -1,13 +1,16 @@
 """How many trials run at once, and what each may use."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional
 
 from omegaconf import DictConfig
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.plan.machine import cpu_count, gpus, resolve_device
-from sft_experiments.schema import Device
+from sft_experiments.launch.booking import booked, candidates
+from sft_experiments.plan.machine import cpu_count, resolve_device
+from sft_experiments.schema import ComputeConfig, Device
 
 LARGE_MODEL_CORES = 4  # a model beyond the tiny class gets at least so many cores to itself
 
@@ -30,8 +33,11 @@ def concurrent_trials(master: DictConfig, cells: int) -> int:
         if configured < 1:
             raise ConfigError(f"sweep.concurrent_trials={configured}: must be at least 1, or null to choose")
         return min(configured, cells)
-    if resolve_device(Device(master.compute.device)).value != "cpu":
-        return max(1, min(len(gpus()) // int(master.compute.num_devices), cells))
+    device = resolve_device(Device(master.compute.device), master.compute.devices).value
+    if device == "cuda":
+        return max(1, min(len(candidates(master.compute)) // int(master.compute.num_devices), cells))
+    if device == "mps":
+        return 1
     return max(1, min(cpu_count() // _cores_per_trial(master), cells))
 
 
@@ -42,15 +48,13 @@ def _cores_per_trial(master: DictConfig) -> int:
     return per_rank * int(master.compute.num_devices)
 
 
-def slots(parallel: int, num_devices: int, device: str) -> list[Slot]:
+@contextmanager
+def slots(parallel: int, compute: ComputeConfig, device: str) -> Iterator[list[Slot]]:
     """The slots of a sweep; on CUDA each has its own devices, so that none is ever booked twice."""
     if device != "cuda":
-        return [Slot(index) for index in range(parallel)]
-    indices = [str(gpu.index) for gpu in gpus()]
-    if len(indices) < parallel * num_devices:
-        raise ConfigError(
-            f"sweep.concurrent_trials={parallel} x compute.num_devices={num_devices} needs more GPUs than the"
-            f" {len(indices)} visible ones"
-        )
-    groups = [indices[start : start + num_devices] for start in range(0, parallel * num_devices, num_devices)]
-    return [Slot(index, ",".join(group)) for index, group in enumerate(groups)]
+        yield [Slot(index) for index in range(parallel)]
+        return
+    size = compute.num_devices
+    with booked(compute, parallel * size) as found:
+        names = [gpu.visible_as for gpu in found]
+        yield [Slot(index, ",".join(names[index * size : (index + 1) * size])) for index in range(parallel)]

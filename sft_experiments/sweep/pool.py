@@ -59,7 +59,8 @@ class Pool:
         self.trials = {trial.id: trial for trial in trials}
         self.settings: SweepConfig = first.config.sweep
         self.threads = first.plan.threads
-        self.free = slots(parallel, first.config.compute.num_devices, first.plan.device.value)
+        self.parallel, self.compute, self.device = parallel, first.config.compute, first.plan.device.value
+        self.free: list[Slot] = []
         self.queue = Queue([])  # until run() has seen to what an earlier launch left
         self.running: dict[str, Running] = {}
         self.killed_before: dict[str, int] = {}
@@ -69,20 +70,24 @@ class Pool:
         """Run everything that is to run; returns the records of all trials in the given order."""
         to_run = [trial for trial in self.trials.values() if trial.needs_running(self.settings.retry_failed)]
         await_orphans([trial.folder for trial in to_run])
-        for trial in to_run:
-            trial.start_over()
         if to_run:
-            self.queue = open_queue(self.trials.values(), to_run)
-            self.starter.prepare(self.threads)
-            with open_board([trial.folder for trial in self.trials.values()]) as board, self._stop_signals():
-                self._fill_slots(board)
-                while self.running:
-                    self._collect(board)
-                    self._fill_slots(board)
-            self.queue.close()
+            with slots(self.parallel, self.compute, self.device) as self.free:
+                for trial in to_run:
+                    trial.start_over()
+                self._run(to_run)
         if self.stopped_by is not None:
             raise SweepStopped(self.stopped_by)
         return [read_record(trial.folder) for trial in self.trials.values()]
+
+    def _run(self, to_run: list[Trial]) -> None:
+        self.queue = open_queue(self.trials.values(), to_run)
+        self.starter.prepare(self.threads)
+        with open_board([trial.folder for trial in self.trials.values()]) as board, self._stop_signals():
+            self._fill_slots(board)
+            while self.running:
+                self._collect(board)
+                self._fill_slots(board)
+        self.queue.close()
 
     def _fill_slots(self, board: Board) -> None:
         while self.free and (trial := self.queue.next()) is not None:

@@ -216,18 +216,26 @@ def attention_by_kernel(
 register_packed_attention()
 
 
+FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 _HOPPER = 9  # the major version that flash-attn 3 is for
 
 
-def choose_attention(requested: str, packing: bool, device: str, model_config: PretrainedConfig) -> Choice:
+def choose_attention(
+    requested: str, packing: bool, device: str, precision: str, model_config: PretrainedConfig
+) -> Choice:
     """Resolve ``auto``; anything else is the user's choice. ``auto`` with packing always keeps documents apart.
+
+    ``precision`` is the plan's (fp32, bf16, pure_bf16): flash kernels compute in half precision only.
 
     ``sft_packed`` is also the choice for unpacked rows: put behind each other without padding, they train 1.5 times as
     fast as a padded batch (0.6M parameters, fp32; benchmarks/training_step.py). Models with other layers get ``sdpa``.
-    Raises ConfigError when packing cannot be safe for this model.
+    Raises ConfigError when packing cannot be safe for this model, or a kernel that is asked for cannot run it.
     """
+    half = precision != "fp32"
     if requested != "auto":
         _check_installed(requested)
+        if requested in FLASH_PACKAGES and not half:
+            raise ConfigError(f"model.attn_implementation={requested} computes in bf16 only, and this run is in fp32")
         return Choice(requested, f"set by model.attn_implementation={requested}")
     config = model_config.get_text_config()
     mixes = _packing_obstacle(config)
@@ -237,16 +245,16 @@ def choose_attention(requested: str, packing: bool, device: str, model_config: P
         return Choice("eager", obstacle)
     if mixes:
         return Choice("sdpa", f"padded batches: {mixes}")
-    if device == "cuda" and (flash := _flash_attention()):
+    if device == "cuda" and half and (flash := _flash_attention()):
         return Choice(flash, "flash-attn is installed and the GPU supports it")
-    if device == "cuda" and (obstacle := _varlen_obstacle(config)):
+    if device == "cuda" and (obstacle := _varlen_obstacle(config) if half else "fp32: flash kernels need bf16"):
         return Choice(PACKED, f"no padding, no dense mask: SDPA document by document ({obstacle})")
     kernel = "torch's varlen_attn" if device == "cuda" else "SDPA document by document"
     return Choice(PACKED, f"no padding, no dense mask: {kernel}")
 
 
 def _check_installed(requested: str) -> None:
-    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(requested)
+    package = FLASH_PACKAGES.get(requested)
     if package is not None and find_spec(package) is None:
         raise MissingDependencyError(
             f"model.attn_implementation={requested} needs flash-attn: pip install 'sft-experiments[flash]'"
@@ -317,7 +325,10 @@ class PackingProbe:
 
 
 def probe_packing(model: PreTrainedModel, collate: Collate, document_length: int = 16) -> PackingProbe:
-    """Run two packed sequences that differ in document 1 only. ``collate`` is the trainer's own collator."""
+    """Run two packed sequences that differ in document 1 only. ``collate`` is the trainer's own collator.
+
+    The model is to be in the state in which it trains: where it computes and in what number format decides the kernel.
+    """
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(0)  # not the global one: the run's random state stays as it is
     first, other, second = torch.randint(0, vocabulary, (3, document_length), generator=generator).tolist()

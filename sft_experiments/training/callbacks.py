@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME
 
 from sft_experiments.files import write_json_atomically
 from sft_experiments.monitor.session import Monitor
+from sft_experiments.training.attention import Collate, check_packing
 from sft_experiments.training.process_group import largest, num_ranks, wait_for_all
 
 MARKER = "complete.json"
@@ -147,6 +148,23 @@ class EvaluateAndSave(TrainerCallback):  # type: ignore[misc]  # transformers sh
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             control.should_evaluate = control.should_save = True
+
+
+class CheckPacking(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Before the first step packed documents are proven apart: on the device and in the number format that train."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        check_packing(model, self.collate)
 
 
 class StopAtRung(TrainerCallback):  # type: ignore[misc]  # transformers ships no types

@@ -28,8 +28,9 @@ from sft_experiments.runs.plan_file import TO_THE_END, Choice, Plan, StepPlan, w
 from sft_experiments.runs.record import Record
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import planned_learning_rates, training_arguments
-from sft_experiments.training.attention import check_packing, choose_attention
+from sft_experiments.training.attention import choose_attention
 from sft_experiments.training.callbacks import (
+    CheckPacking,
     EvaluateAndSave,
     KeepCheckpoints,
     MonitorCallback,
@@ -108,7 +109,7 @@ def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the 
         trainer = trainer_of(run, model, tokenizer, data, callbacks(run, monitor, stop), resumes=checkpoint is not None)
         answer_at_evaluations(run.config, trainer, tokenizer, data, monitor)
         if trainer.args.packing:
-            check_packing(model, trainer.data_collator)
+            trainer.add_callback(CheckPacking(trainer.data_collator))
         if checkpoint:
             print(f"goes on from step {resumed_step} of {run.steps.total_steps} ({checkpoint.name})")
         with run.clock("train"):
@@ -164,7 +165,11 @@ def load(
     """The model in its planned precision, and its attention, one that cannot mix packed documents."""
     packs = "seq_lengths" in data.train.column_names
     attention = choose_attention(
-        config.model.attn_implementation, packs, plan.device.value, architecture(config.model, tokenizer)
+        config.model.attn_implementation,
+        packs,
+        plan.device.value,
+        plan.precision.value,
+        architecture(config.model, tokenizer),
     )
     return load_model(config, tokenizer, plan.precision.value, attention.value), attention
 

@@ -8,10 +8,10 @@ import pytest
 from sft_experiments.config.hydra import composed
 from sft_experiments.launch.trial import Trial, plan_run
 from sft_experiments.models.shape import shape_of
-from sft_experiments.plan import derive, machine
-from sft_experiments.plan.machine import Gpu
+from sft_experiments.plan import derive
 from sft_experiments.plan.memory import estimate_memory
 from sft_experiments.values import GIB
+from tests.plan.fake_nvml import Card
 
 LORA_8B = [
     "model=llama3_1_8b", "peft=lora", "train.activation_checkpointing=true", "train.effective_batch_size=48",
@@ -20,15 +20,14 @@ LORA_8B = [
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """What nvidia-smi would list is replaced; there is no GPU where these tests run."""
+def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_gpus: Any) -> Any:
+    """A machine with one GPU, as far as the driver tells; there is none where these tests run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SFT_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "rows.jsonl").write_text("{}\n")
 
     def plan(memory_gib: float, *overrides: str) -> Trial:
-        for module in (machine, derive):
-            monkeypatch.setattr(module, "gpus", lambda: (Gpu(0, "Test GPU", memory_gib, 9.0),))
+        on_gpus(Card("GPU-a", total=memory_gib))
         with composed([*LORA_8B, *overrides]) as composition:
             return plan_run(composition)
 

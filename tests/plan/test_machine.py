@@ -1,45 +1,65 @@
 """Device, precision and threads are chosen with a reason, without torch."""
 
+import re
+from collections.abc import Callable
+
 import pytest
 
+from sft_experiments.config.hydra import composed
 from sft_experiments.errors import ConfigError
+from sft_experiments.launch.trial import plan_run
 from sft_experiments.plan import machine as module
 from sft_experiments.plan.machine import (
-    Gpu,
     check_device_count,
     check_sharding,
-    first_gpus,
     resolve_device,
     resolve_precision,
     resolve_threads,
 )
+from sft_experiments.runs.plan_file import Plan
 from sft_experiments.schema import Device, Precision
+from tests.plan.fake_nvml import Card, cards
+
+Machine = Callable[..., None]
 
 
-@pytest.fixture
-def pretend_gpus(monkeypatch: pytest.MonkeyPatch):
-    """Replaces what nvidia-smi would list; there is no GPU where these tests run."""
-
-    def install(*found: Gpu) -> None:
-        monkeypatch.setattr(module, "gpus", lambda: found)
-
-    return install
+def planned(*overrides: str) -> Plan:
+    with composed(list(overrides)) as composition:
+        return plan_run(composition).plan
 
 
-def test_auto_takes_the_gpu_where_there_is_one(pretend_gpus) -> None:
-    pretend_gpus(Gpu(0, "Test GPU", 80.0, 9.0))
+def test_auto_takes_the_gpu_where_there_is_one(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a"))
     assert resolve_device(Device.auto).value == "cuda"
     assert "Test GPU" in resolve_device(Device.auto).reason
 
 
-def test_asking_for_cuda_without_a_gpu_is_refused(pretend_gpus) -> None:
-    pretend_gpus()
+@pytest.mark.parametrize(
+    ("torch", "reason"),
+    [
+        ("2.13.0+cpu", "Test GPU is not used: torch 2.13.0+cpu is built without CUDA"),
+        ("2.13.0+rocm6.4", "torch 2.13.0+rocm6.4 is built for AMD's GPUs"),
+        ("2.13.0+xpu", "torch 2.13.0+xpu is built for Intel's GPUs"),
+    ],
+)
+def test_a_gpu_that_torch_is_not_built_for_is_named(on_gpus: Machine, torch: str, reason: str) -> None:
+    on_gpus(*[Card("GPU-a")] * torch.endswith("cpu"), torch=torch)
+    assert resolve_device(Device.auto).value == "cpu"
+    assert reason in resolve_device(Device.auto).reason
+    assert [line for line in planned("compute=auto").warnings if reason in line]
+    assert not [line for line in planned("compute=cpu").warnings if reason in line]
+    with pytest.raises(ConfigError, match=re.escape(f"compute.device=cuda: {reason}")):
+        resolve_device(Device.cuda)
+
+
+def test_asking_for_cuda_without_a_gpu_is_refused(on_gpus: Machine) -> None:
+    on_gpus()
     with pytest.raises(ConfigError, match=r"compute\.device=cuda"):
         resolve_device(Device.cuda)
 
 
-def test_more_devices_than_there_are_are_refused(pretend_gpus) -> None:
-    pretend_gpus(*(Gpu(index, "Test GPU", 80.0, 9.0) for index in (2, 3)))
+def test_more_devices_than_there_are_are_refused(on_gpus: Machine) -> None:
+    on_gpus(*cards("GPU-a", "GPU-b", "GPU-c", "GPU-d"), visible="2,3")
     check_device_count("cuda", 2)
     check_device_count("cpu", 16)  # processes
     for device, count in (("cuda", 3), ("mps", 2)):
@@ -47,9 +67,11 @@ def test_more_devices_than_there_are_are_refused(pretend_gpus) -> None:
             check_device_count(device, count)
 
 
-def test_a_run_sees_no_more_gpus_than_it_uses(pretend_gpus) -> None:
-    pretend_gpus(*(Gpu(index, "Test GPU", 80.0, 9.0) for index in (1, 2, 5)))
-    assert [first_gpus(count) for count in (1, 2)] == ["1", "1,2"]
+def test_mig_instances_are_not_joined(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a", instances=cards("MIG-1", "MIG-2")))
+    check_device_count("cuda", 1)
+    with pytest.raises(ConfigError, match=r"compute\.num_devices=2: MIG instances"):
+        check_device_count("cuda", 2)
 
 
 def test_sharding_is_refused_where_it_would_do_nothing() -> None:
@@ -60,8 +82,8 @@ def test_sharding_is_refused_where_it_would_do_nothing() -> None:
 
 
 @pytest.mark.parametrize(("capability", "expected"), [(7.5, "fp32"), (8.0, "bf16"), (9.0, "bf16")])
-def test_bf16_needs_ampere(pretend_gpus, capability: float, expected: str) -> None:
-    pretend_gpus(Gpu(0, "Test GPU", 24.0, capability))
+def test_bf16_needs_ampere(on_gpus: Machine, capability: float, expected: str) -> None:
+    on_gpus(Card("GPU-a"), Card("GPU-b", capability=(int(capability), round(capability * 10) % 10)))
     assert resolve_precision(Precision.auto, "cuda").value == expected
 
 

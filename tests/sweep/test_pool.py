@@ -13,12 +13,15 @@ from sft_experiments.config.hydra import Request, composed
 from sft_experiments.errors import ConfigError, RunFolderError
 from sft_experiments.launch.start import Worker
 from sft_experiments.launch.trial import Trial, plan_trial, trial_folder
-from sft_experiments.plan.machine import Gpu
 from sft_experiments.runs.folder import RunFolder
+from sft_experiments.runs.plan_file import Choice
 from sft_experiments.runs.record import Status, read_record
+from sft_experiments.schema import ComputeConfig, Device
 from sft_experiments.sweep import concurrency, pool
+from tests.plan.fake_nvml import cards
 
 NUM_TRIALS, NUM_DEVICES = 100, 4
+NAMES = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
 
 
 class Clock:
@@ -77,11 +80,10 @@ class FakeWorker:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch, on_gpus) -> Clock:
     """Four GPUs that do not exist, and a time that does not pass by itself."""
     made = Clock()
-    gpus = tuple(Gpu(index, "fake", 80.0, 9.0) for index in range(NUM_DEVICES))
-    monkeypatch.setattr(concurrency, "gpus", lambda: gpus)
+    on_gpus(*cards(*NAMES))
     monkeypatch.setattr(pool, "write_report", lambda folder: None)
     monkeypatch.setattr(pool, "drop_weights", lambda folder, keep: 0)
     monkeypatch.setattr(pool, "time", made)
@@ -99,6 +101,12 @@ def trials(root: Path) -> list[Trial]:
     return copies
 
 
+def on_cuda(trial: Trial, num_devices: int) -> Trial:
+    compute = replace(trial.config.compute, num_devices=num_devices)
+    plan = replace(trial.plan, device=Choice("cuda", "a test"))
+    return replace(trial, config=replace(trial.config, compute=compute), plan=plan)
+
+
 @pytest.mark.parametrize("devices_per_trial", [1, 2])
 def test_a_hundred_trials_on_four_devices(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices_per_trial: int
@@ -106,9 +114,8 @@ def test_a_hundred_trials_on_four_devices(
     draw = random.Random(7)
     seconds = [draw.uniform(20, 300) for _ in range(NUM_TRIALS)]
     groups = NUM_DEVICES // devices_per_trial
-    booking = concurrency.slots(groups, devices_per_trial, "cuda")
-    monkeypatch.setattr(pool, "slots", lambda *wanted: booking)
-    records = pool.Pool(trials(tmp_path), groups, FakeStarter(clock, iter(seconds))).run()
+    planned = [on_cuda(trial, devices_per_trial) for trial in trials(tmp_path)]
+    records = pool.Pool(planned, groups, FakeStarter(clock, iter(seconds))).run()
 
     assert all(record.status is Status.completed for record in records)
     assert len(clock.booked) == NUM_TRIALS
@@ -130,12 +137,18 @@ def test_a_report_that_cannot_be_written_stops_no_trial(
     assert [record.status for record in records] == [Status.completed] * 5
 
 
+def slots(parallel: int, num_devices: int, device: str = "cuda") -> list[str | None]:
+    compute = ComputeConfig(device=Device[device], num_devices=num_devices)
+    with concurrency.slots(parallel, compute, device) as found:
+        return [slot.visible_devices for slot in found]
+
+
 def test_slots_share_the_visible_devices_out(clock: Clock) -> None:
-    assert [slot.visible_devices for slot in concurrency.slots(4, 1, "cuda")] == ["0", "1", "2", "3"]
-    assert [slot.visible_devices for slot in concurrency.slots(2, 2, "cuda")] == ["0,1", "2,3"]
-    with pytest.raises(ConfigError, match="needs more GPUs than the 4 visible ones"):
-        concurrency.slots(3, 2, "cuda")
+    assert slots(4, 1) == NAMES
+    assert slots(2, 2) == ["GPU-a,GPU-b", "GPU-c,GPU-d"]
+    with pytest.raises(ConfigError, match=r"6 GPU.s. are needed, and of 4 visible ones 4 are free"):
+        slots(3, 2)
 
 
 def test_on_cpu_slots_leave_the_devices_alone() -> None:
-    assert [slot.visible_devices for slot in concurrency.slots(3, 1, "cpu")] == [None, None, None]
+    assert slots(3, 1, "cpu") == [None, None, None]

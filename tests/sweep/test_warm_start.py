@@ -3,9 +3,13 @@
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from sft_experiments.launch import start
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +33,28 @@ def look_around(answer: str) -> None:
         "threads allowed": os.environ["OMP_NUM_THREADS"],
     }
     Path(answer).write_text(json.dumps(found))
+
+
+def test_a_child_of_a_server_that_started_cuda_starts_afresh(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever package did it. ``_is_in_bad_fork`` is what torch refuses to start CUDA by."""
+    fresh: list[list[str]] = []
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(os, "setsid", lambda: None)
+    monkeypatch.setattr(start, "_redirect_output", lambda log: None)
+
+    def become(program: str, command: list[str], environment: dict[str, str]) -> None:
+        assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+        fresh.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", become)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit):
+        start._work(str(tmp_path), str(tmp_path / "log.txt"), 1, "GPU-a", 1, os.getpid())
+    assert fresh == [[sys.executable, "-m", "sft_experiments.training.worker", str(tmp_path)]]
+    assert "a fresh process" in capfd.readouterr().out
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
+from transformers.integrations.flash_attention import get_target_dtype
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from sft_experiments.commands import main
 from sft_experiments.errors import ModelError
-from sft_experiments.training.attention import check_packing, probe_packing
+from sft_experiments.training.attention import PACKED, check_packing, packed_attention, probe_packing
 
 collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
 
@@ -60,6 +68,27 @@ def test_logits_that_are_not_numbers_do_not_pass():
     model = build_llama("sdpa")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     assert probe_packing(model, collate).leaks
+
+
+@pytest.mark.slow
+def test_the_probe_runs_the_kernel_that_trains(tmp_path, monkeypatch):
+    """A kernel with flash-attn's own check of its inputs, behind upstream's cast: it refuses outside of autocast."""
+    documents = []
+
+    def kernel(module, *states_and_mask, **kwargs):
+        *states, mask = states_and_mask
+        target = get_target_dtype(states[0], module) or states[0].dtype
+        if target not in (torch.float16, torch.bfloat16):
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        documents.append(kwargs["cu_seq_lens_q"].diff().tolist() if kwargs.get("cu_seq_lens_q") is not None else None)
+        return packed_attention(module, *(each.to(target) for each in states), mask, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, PACKED, kernel)
+    monkeypatch.chdir(tmp_path)
+    overrides = ["train.precision=bf16", "dataset.packing=bfd", "compute=cpu", "compute.isolate=false"]
+    small = ["dataset.demo.num_train=40", "dataset.demo.num_validation=8", "train.max_steps=1", "logger=none"]
+    assert main(["train", *small, *overrides, "generation.num_samples=0", "generation.exact_match_rows=0"]) == 0
+    assert documents[:4] == [[16, 16]] * 4  # two packs through two layers
 
 
 def test_the_probe_leaves_no_trace():

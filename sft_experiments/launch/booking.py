@@ -1,0 +1,57 @@
+"""Which GPUs a run takes: of those that no other run of ours holds, the ones that are idle.
+
+A GPU is held by binding a socket to its name. The system forgets the name with the process, whoever started it and
+however it died; a lock file in a folder that several users share would need their permission.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from sft_experiments.errors import ConfigError
+from sft_experiments.plan.gpus import Gpu, gpus
+
+
+def candidates(compute: Any) -> list[Gpu]:
+    """GPUs for new work, ``compute`` being that group of the config. Those that it names are taken as they are."""
+    if compute.devices:
+        return list(gpus(compute.devices))
+    free = [gpu for gpu in gpus() if not _is_held(gpu)]
+    return [gpu for gpu in free if not gpu.is_busy] or free
+
+
+@contextmanager
+def booked(compute: Any, count: int) -> Iterator[list[Gpu]]:
+    """So many GPUs, held until the end of the block against other runs of ours on this machine.
+
+    GPUs that ``compute.devices`` names may be shared. Raises ``ConfigError`` when too few are left.
+    """
+    with ExitStack() as held:
+        taken: list[Gpu] = []
+        for gpu in candidates(compute):
+            if len(taken) < count and (_hold(gpu, held) or compute.devices):
+                taken.append(gpu)
+        if len(taken) < count:
+            raise ConfigError(
+                f"{count} GPU(s) are needed, and of {len(gpus(compute.devices))} visible ones {len(taken)} are free of"
+                " other runs: wait for those, or share with compute.devices=[0]"
+            )
+        yield taken
+
+
+def _hold(gpu: Gpu, held: ExitStack) -> bool:
+    """Whether nobody else holds it: from now on ``held`` does."""
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        lock.bind(f"\0sft_experiments GPU {gpu.visible_as}")  # Linux' abstract names, no files; CUDA is at home there
+    except OSError:
+        lock.close()
+        return False
+    held.enter_context(lock)
+    return True
+
+
+def _is_held(gpu: Gpu) -> bool:
+    with ExitStack() as held:
+        return not _hold(gpu, held)
