@@ -299,7 +299,16 @@ class ComputeConfig:
     # CPU threads per trial; null: the cores shared out among concurrent trials
     threads: Optional[int] = key(None, within=COUNT)
     isolate: bool = MISSING  # false: train inside this process, for the debugger
-    dataloader_num_workers: int = key(within=NOT_NEGATIVE, upstream=("dataloader_num_workers",))
+    # processes that collate batches beside the training; null: 2 on CUDA where there are cores for them, else 0
+    dataloader_num_workers: Optional[int] = key(
+        None, within=NOT_NEGATIVE, upstream=("dataloader_num_workers", "dataloader_persistent_workers")
+    )
+    # batches are copied to the device while it computes; null: on CUDA
+    pinned_memory: Optional[bool] = key(None, upstream=("dataloader_pin_memory",))
+    # adamw_torch in one kernel instead of many, without a copy of the gradients; null: on CUDA
+    fused_optimizer: Optional[bool] = None
+    # fp32 products with 10 bits of mantissa; null: where the GPU has it, unless train.precision=fp32 asks for exactness
+    tf32: Optional[bool] = key(None, counts=Counts.content, upstream=("tf32",))
     # weights, gradients and optimizer state in parts on the devices instead of whole on each
     fsdp: bool = key(counts=Counts.content, upstream=("fsdp",))
 

@@ -100,6 +100,9 @@ def show_plan(trial: Trial) -> None:
     )
     console.print(f"  device     {trial.plan.device.value} [dim]({trial.plan.device.reason})[/dim]")
     console.print(f"  precision  {trial.plan.precision.value} [dim]({trial.plan.precision.reason})[/dim]")
+    if trial.plan.tuning:
+        options = "; ".join(f"{name} {choice.value} ({choice.reason})" for name, choice in trial.plan.tuning.items())
+        console.print(f"  tuning     [dim]{options}[/dim]")
     console.print(values_table(trial.plan.values))
     show_warnings(trial.plan.warnings)
 

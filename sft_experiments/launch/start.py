@@ -21,6 +21,7 @@ from sft_experiments.launch.trial import Trial
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder
 
 PRELOAD = "sft_experiments.launch.preload"
+EXPANDABLE = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 OF_THIS_PROCESS = ("WANDB_SERVICE",)  # W&B's service of an open run: it works in our folder and ends with us
 
 
@@ -63,6 +64,8 @@ def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
         **(ENVIRONMENT if ranks > 1 else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counts, and so our plans
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # "is there a GPU?" must not start CUDA in the fork server
+        # Lengths differ from batch to batch: fixed segments leave holes. An operator's own setting stays.
+        **({} if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ) else EXPANDABLE),
         "OMP_NUM_THREADS": str(max(1, threads // ranks)),
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",

@@ -143,7 +143,8 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
         raise ConfigError("\n".join(mistakes))
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
-    identity, earlier = (trial_id(config, plan.precision.value, content, before) for before in (False, True))
+    arithmetic = plan.precision.value + " tf32" * plan.is_on("tf32")
+    identity, earlier = (trial_id(config, arithmetic, content, before) for before in (False, True))
     plan = replace(plan, values=values_with_origin(composed, config, request))
     label = label_of(request.axes)
     record = Record(

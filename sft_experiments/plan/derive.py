@@ -15,9 +15,10 @@ from sft_experiments.plan.machine import (
     resolve_device,
     resolve_precision,
     resolve_threads,
+    resolve_tuning,
 )
 from sft_experiments.plan.memory import MemoryEstimate, Workload, estimate_memory
-from sft_experiments.runs.plan_file import BatchPlan, Choice, Plan
+from sft_experiments.runs.plan_file import FUSED, ON, UNFUSED, BatchPlan, Choice, Plan
 from sft_experiments.schema import Config, Device, PackingStrategy, PeftMethod, Precision
 from sft_experiments.values import GIB, format_value, gib, scaled
 
@@ -41,7 +42,7 @@ def workload(config: Config, plan: "Plan", facts: Optional[DataFacts]) -> Worklo
         lora_r=config.peft.r,
         checkpointing=config.train.activation_checkpointing,
         packed=config.dataset.packing is not PackingStrategy.none,
-        optim=config.train.optim,
+        optim=plan.optimizer(config.train.optim),
         devices=plan.batch.num_devices,
         sharded=config.compute.fsdp,
     )
@@ -78,7 +79,7 @@ def make_it_fit(
     changes: list[tuple[str, dict[str, Any]]] = [
         ("train.per_device_train_batch_size=1", {"per_device_batch": 1, "accumulation": per_device}),
         ("train.activation_checkpointing=true", {"checkpointing": True}),
-        ("train.optim=adamw_torch_fused", {"optim": "adamw_torch_fused"}),
+        *([("compute.fused_optimizer=true", {"optim": FUSED})] if config.train.optim == UNFUSED else []),
         *([("compute.fsdp=true", {"sharded": True})] if plan.batch.num_devices > 1 else []),
         *([("peft=lora", {"method": "lora", "lora_r": 16})] if config.peft.method is PeftMethod.none else []),
         *([("peft=qlora", {"method": "qlora", "lora_r": 16})] if plan.batch.num_devices == 1 else []),
@@ -103,6 +104,8 @@ def on_a_gpu(config: Config, plan: "Plan", device_bytes: float) -> "Plan":
         if config.compute.device is not Device.auto:
             return plan
         plan = replace(plan, device=Choice("cuda", "assumed, because --device-memory was given"))
+        if config.compute.fused_optimizer is None:
+            plan = replace(plan, tuning={**plan.tuning, "fused_optimizer": Choice(ON, "assumed")})
         if config.train.precision is Precision.auto and config.model.size_class != "tiny":
             plan = replace(plan, precision=Choice("bf16", "assumed: fp32 parameters, bf16 autocast"))
     return replace(plan, batch=auto_batch(config, plan, device_bytes))
@@ -144,6 +147,7 @@ def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
         device=device,
         precision=_precision(config, device.value),
         threads=resolve_threads(config.compute.threads, concurrent_trials),
+        tuning=resolve_tuning(config.compute, device.value, config.train.precision),
         warnings=[*outside_range(config), *_unused(config, device.value, concurrent_trials)],
     )
     return replace(plan, batch=auto_batch(config, plan))

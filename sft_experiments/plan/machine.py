@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan.gpus import Gpu, gpus
-from sft_experiments.runs.plan_file import Choice
-from sft_experiments.schema import Device, Precision
+from sft_experiments.runs.plan_file import OFF, ON, Choice
+from sft_experiments.schema import ComputeConfig, Device, Precision
 from sft_experiments.values import GIB
 
 BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -101,6 +101,64 @@ def resolve_precision(wanted: Precision, device: str, chosen: Optional[Sequence[
             return Choice("bf16", f"fp32 parameters, bf16 autocast: the CPU has {flag}")
         return Choice("fp32", "the CPU has neither amx_bf16 nor avx512_bf16")
     return Choice("fp32", f"bf16 is not used on {device}")
+
+
+TF32_COMPUTE_CAPABILITY = 8.0  # Ampere
+LOADER_PROCESSES = 2  # rows are tokenised already: two of them keep ahead of any GPU
+CORES_FOR_LOADERS = 4  # per device: below, they would take the cores that the training needs
+
+
+def resolve_tuning(compute: ComputeConfig, device: str, precision: Precision) -> dict[str, Choice]:
+    """What a device has for speed, each with its reason; nothing where there is none. ``precision`` as configured.
+
+    Raises ``ConfigError`` for what the device does not have.
+    """
+    if device != "cuda":
+        return _configured(compute, device)
+    return {
+        "tf32": _tf32(compute, precision),
+        "fused_optimizer": _switch(compute.fused_optimizer, "one kernel a step, no copy of the gradients"),
+        "pinned_memory": _switch(compute.pinned_memory, "batches are copied while the GPU computes"),
+        "dataloader_num_workers": _loaders(compute),
+    }
+
+
+def _configured(compute: ComputeConfig, device: str) -> dict[str, Choice]:
+    for name in ("tf32", "pinned_memory"):
+        if getattr(compute, name):
+            raise ConfigError(f"compute.{name}=true: that is CUDA's, and this runs on {device}")
+    found = {}
+    if compute.fused_optimizer is not None:
+        found["fused_optimizer"] = _switch(compute.fused_optimizer, "")
+    if compute.dataloader_num_workers is not None:
+        found["dataloader_num_workers"] = _loaders(compute)
+    return found
+
+
+def _switch(configured: Optional[bool], reason: str) -> Choice:
+    if configured is None:
+        return Choice(ON, reason)
+    return Choice(ON if configured else OFF, "as configured")
+
+
+def _tf32(compute: ComputeConfig, precision: Precision) -> Choice:
+    capability = min(gpu.compute_capability for gpu in gpus(compute.devices))
+    if capability < TF32_COMPUTE_CAPABILITY:
+        if compute.tf32:
+            raise ConfigError(f"compute.tf32=true: a GPU of compute capability {capability} has no TF32")
+        return Choice(OFF, f"compute capability {capability} has none")
+    if compute.tf32 is None and precision is Precision.fp32:
+        return Choice(OFF, "train.precision=fp32 is exact")
+    return _switch(compute.tf32, "fp32 products with 10 bits of mantissa")
+
+
+def _loaders(compute: ComputeConfig) -> Choice:
+    if compute.dataloader_num_workers is not None:
+        return Choice(str(compute.dataloader_num_workers), "as configured")
+    devices = max(len(gpus()), 1)
+    if cpu_count() // devices < CORES_FOR_LOADERS:
+        return Choice("0", f"{cpu_count()} CPU cores for {devices} GPU(s): none to spare")
+    return Choice(str(LOADER_PROCESSES), "processes that collate ahead")
 
 
 def resolve_threads(configured: Optional[int], concurrent_trials: int) -> int:

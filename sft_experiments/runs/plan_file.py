@@ -11,6 +11,8 @@ from sft_experiments.errors import RunFolderError
 from sft_experiments.files import read_json, write_json_atomically
 from sft_experiments.runs.folder import RunFolder
 
+UNFUSED, FUSED = "adamw_torch", "adamw_torch_fused"  # the same optimizer, by upstream's names
+ON, OFF = "on", "off"  # of ``tuning``
 TO_THE_END = 1.0  # of ``stop_at``
 
 
@@ -64,11 +66,21 @@ class Plan:
     threads: int
     warnings: list[str] = field(default_factory=list)
     values: dict[str, dict[str, Any]] = field(default_factory=dict)  # dial -> {"value", "origin"}
+    # what is chosen for the device's sake: "tf32", "fused_optimizer", "dataloader_num_workers", "pinned_memory"
+    tuning: dict[str, Choice] = field(default_factory=dict)
     steps: Optional[StepPlan] = None
     attention: Optional[Choice] = None
     loss_head: Optional[Choice] = None
     stop_at: Optional[float] = None  # share of the training after which a sweep stops it; None: it has not said yet
     largest_batch: Optional[int] = None  # per device: what was left when a larger one had not fitted
+
+    def is_on(self, option: str) -> bool:
+        """Whether something of ``tuning`` is used."""
+        return option in self.tuning and self.tuning[option].value == ON
+
+    def optimizer(self, configured: str) -> str:
+        """Upstream's name for train.optim: the same update, in one kernel where the device has that."""
+        return FUSED if configured == UNFUSED and self.is_on("fused_optimizer") else configured
 
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json, with the products that people look for."""
@@ -114,6 +126,7 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
     for name in ("device", "precision", "attention", "loss_head"):
         if name in content:
             values[name] = _take(Choice, content[name])
+    values["tuning"] = {name: _take(Choice, choice) for name, choice in content.get("tuning", {}).items()}
     if "steps" in content:
         values["steps"] = _take(StepPlan, content["steps"])
     if "stop_at" in content and content["stop_at"] is None:  # 0.1.0's way to say so

@@ -39,7 +39,6 @@ def training_arguments(config: Config, plan: Plan, folder: RunFolder, resumes: b
         "max_steps": steps.total_steps,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
-        "optim": train.optim,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
@@ -50,7 +49,7 @@ def training_arguments(config: Config, plan: Plan, folder: RunFolder, resumes: b
         "seed": train.seed,
         "data_seed": train.data_seed,
         "use_cpu": plan.device.value == "cpu",
-        "dataloader_num_workers": config.compute.dataloader_num_workers,
+        **_tuning(train.optim, plan),
         "report_to": upstream_names(config.logger.trackers) or "none",
         **_cadence(config, steps, resumes),
         **_data(config, plan.attention.value),
@@ -67,6 +66,21 @@ def _scheduler(config: Config, steps: StepPlan) -> dict[str, Any]:
     if config.scheduler.name in SCHEDULES:
         return {"lr_scheduler_type": "constant"}
     return {"lr_scheduler_type": config.scheduler.name, "lr_scheduler_kwargs": scheduler_arguments(config, steps)}
+
+
+def _tuning(optim: str, plan: Plan) -> dict[str, Any]:
+    """What the plan chose for the device's sake. ``tf32`` stays upstream's None where the device knows none."""
+    loaders = int(plan.tuning["dataloader_num_workers"].value) if "dataloader_num_workers" in plan.tuning else 0
+    values: dict[str, Any] = {
+        "optim": plan.optimizer(optim),
+        "dataloader_num_workers": loaders,
+        "dataloader_persistent_workers": loaders > 0,
+        "dataloader_pin_memory": plan.is_on("pinned_memory"),
+        "tf32": plan.is_on("tf32") if "tf32" in plan.tuning else None,
+    }
+    if plan.is_on("pinned_memory"):
+        values["accelerator_config"] = {"non_blocking": True}
+    return values
 
 
 def _sharing(config: Config) -> dict[str, Any]:

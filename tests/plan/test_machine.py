@@ -28,6 +28,11 @@ def planned(*overrides: str) -> Plan:
         return plan_run(composition).plan
 
 
+def trial_id(*overrides: str) -> str:
+    with composed(list(overrides)) as composition:
+        return plan_run(composition).id
+
+
 def test_auto_takes_the_gpu_where_there_is_one(on_gpus: Machine) -> None:
     on_gpus(Card("GPU-a"))
     assert resolve_device(Device.auto).value == "cuda"
@@ -99,3 +104,74 @@ def test_concurrent_trials_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "cpu_count", lambda: 8)
     assert [resolve_threads(None, trials) for trials in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert resolve_threads(5, 4) == 5
+
+
+# ---- what a device has for speed
+
+
+def tuning(*overrides: str) -> dict[str, tuple[str, str]]:
+    return {name: (choice.value, choice.reason) for name, choice in planned(*overrides).tuning.items()}
+
+
+def test_a_gpu_is_used_as_it_can_be_each_with_its_reason(on_gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_count", lambda: 8)
+    on_gpus(Card("GPU-a"))
+    chosen = tuning()
+    assert {name: value for name, (value, _) in chosen.items()} == {
+        "tf32": "on", "fused_optimizer": "on", "pinned_memory": "on", "dataloader_num_workers": "2",
+    }  # fmt: skip
+    assert all(reason for _, reason in chosen.values())
+    assert planned().optimizer("adamw_torch") == "adamw_torch_fused"
+    assert planned().optimizer("sgd") == "sgd"
+
+
+@pytest.mark.parametrize("name", ["tf32", "fused_optimizer", "pinned_memory"])
+def test_each_can_be_switched_off(on_gpus: Machine, name: str) -> None:
+    on_gpus(Card("GPU-a"))
+    assert tuning(f"compute.{name}=false")[name] == ("off", "as configured")
+
+
+def test_fp32_that_is_asked_for_is_exact_unless_tf32_is_asked_for_too(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a"))
+    assert tuning("train.precision=fp32")["tf32"] == ("off", "train.precision=fp32 is exact")
+    assert tuning("train.precision=fp32", "compute.tf32=true")["tf32"][0] == "on"
+
+
+def test_tf32_decides_what_a_trial_is(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a"))
+    exact, fast = (trial_id("train.precision=fp32", f"compute.tf32={tf32}") for tf32 in ("false", "true"))
+    assert exact != fast
+    assert exact == trial_id("train.precision=fp32", "compute=cpu")
+    assert exact == trial_id("train.precision=fp32", "compute.tf32=false", "compute.fused_optimizer=false")
+
+
+def test_the_cpu_is_left_as_it_was_and_cannot_do_what_cuda_can(on_gpus: Machine) -> None:
+    on_gpus()
+    assert tuning() == {}
+    assert tuning("compute.fused_optimizer=true", "compute.dataloader_num_workers=1") == {
+        "fused_optimizer": ("on", "as configured"),
+        "dataloader_num_workers": ("1", "as configured"),
+    }
+    for name in ("tf32", "pinned_memory"):
+        with pytest.raises(ConfigError, match=rf"compute\.{name}=true: that is CUDA's, and this runs on cpu"):
+            planned(f"compute.{name}=true")
+
+
+def test_old_cards_have_no_tf32(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a", capability=(7, 5)))
+    assert tuning()["tf32"] == ("off", "compute capability 7.5 has none")
+    with pytest.raises(ConfigError, match=r"compute\.tf32=true: a GPU of compute capability 7\.5"):
+        planned("compute.tf32=true")
+
+
+def test_loader_processes_need_cores_of_their_own(on_gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_count", lambda: 8)
+    on_gpus(*cards("GPU-a", "GPU-b", "GPU-c", "GPU-d"))
+    assert tuning()["dataloader_num_workers"][0] == "0"
+
+
+def test_gpus_that_are_named_and_not_used_are_told(on_gpus: Machine) -> None:
+    on_gpus(*cards("GPU-a", "GPU-b"))
+    (line,) = planned("compute.devices=[0,1]").warnings
+    assert "compute.num_devices=2 trains one model on all" in line
+    assert planned("compute.devices=[1]").warnings == []

@@ -75,13 +75,12 @@ def test_the_probe_runs_the_kernel_that_trains(tmp_path, monkeypatch):
     """A kernel with flash-attn's own check of its inputs, behind upstream's cast: it refuses outside of autocast."""
     documents = []
 
-    def kernel(module, *states_and_mask, **kwargs):
-        *states, mask = states_and_mask
-        target = get_target_dtype(states[0], module) or states[0].dtype
+    def kernel(module, query, key, value, mask, **kwargs):
+        target = get_target_dtype(query, module) or query.dtype
         if target not in (torch.float16, torch.bfloat16):
             raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
         documents.append(kwargs["cu_seq_lens_q"].diff().tolist() if kwargs.get("cu_seq_lens_q") is not None else None)
-        return packed_attention(module, *(each.to(target) for each in states), mask, **kwargs)
+        return packed_attention(module, query.to(target), key.to(target), value.to(target), mask, **kwargs)
 
     monkeypatch.setitem(AttentionInterface._global_mapping, PACKED, kernel)
     monkeypatch.chdir(tmp_path)
