@@ -12,6 +12,7 @@ from sft_experiments.files import read_json, write_json_atomically
 from sft_experiments.runs.folder import RunFolder
 
 TO_THE_END = 1.0  # of ``stop_at``
+GENERATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Plan:
     loss_head: Optional[Choice] = None
     stop_at: Optional[float] = None  # share of the training after which a sweep stops it; None: it has not said yet
     largest_batch: Optional[int] = None  # per device: what was left when a larger one had not fitted
+    largest_eval_batch: Optional[int] = None  # the same in evaluation
+    generation_batch: int = GENERATION_BATCH  # prompts that are answered together; fewer where they had not fitted
+
+    def eval_batch(self, wanted: int) -> int:
+        """Rows per device that are evaluated together: ``wanted``, or what was left of it."""
+        return min(wanted, self.largest_eval_batch or wanted)
 
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json, with the products that people look for."""
