@@ -1,6 +1,7 @@
 """Memory that runs out, in every form and phase: its class, what is tried again, and that the result stays the same."""
 
 import errno
+import gc
 import os
 import signal
 import weakref
@@ -265,8 +266,23 @@ def test_training_goes_on_with_a_smaller_batch_in_the_same_process(
     assert_same_result(large, small, record, expected)
     assert record.attempts == 3  # 8, 4 and 2 per device
     assert read_plan(large.folder).largest_eval_batch is None
-    assert memory.held
     assert memory.kept == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_ran_out_of_memory_holds_none_of_it(
+    plan: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = plan("run", "train.eval_on_start=false")
+    trial.write()
+    memory = Memory(monkeypatch, Phase.training, fits=0)
+    gc.disable()  # it would come, but some day
+    try:
+        assert worker.run(trial.folder) == 1
+        (activations,) = memory.held
+        assert activations() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
