@@ -1,7 +1,9 @@
 """One trial from its start to its record, and again with a smaller batch where memory ran out.
 
-A retry keeps the experiment: a smaller per-device batch, more accumulation, the same effective batch. What did not fit
-is remembered in the plans: trials of the same shape start with what is left, in later launches too.
+A retry keeps the experiment: a smaller per-device batch, more accumulation, the same effective batch; or fewer rows
+evaluated together, which the loss over all tokens does not notice. It is a process of its own, since ranks that wait
+for one that ran out of memory cannot go back, and nothing else gives all memory back. What did not fit is remembered in
+the plans: trials of the same shape start with what is left, in later launches too.
 ``run_trial`` serves `sft train`, every launcher of Hydra's, and the debugger; the sweep's pool runs many side by side.
 """
 
@@ -11,9 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from sft_experiments.errors import RunFolderError
 from sft_experiments.files import is_held
@@ -25,17 +26,37 @@ from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.arithmetic import halved
 from sft_experiments.plan.machine import check_sharding
 from sft_experiments.runs.folder import RunFolder, find_run_folders
-from sft_experiments.runs.plan_file import BatchPlan, Plan, read_plan
-from sft_experiments.runs.record import Record, Status, read_record
-from sft_experiments.schema import PeftMethod
+from sft_experiments.runs.plan_file import GENERATION_BATCH, BatchPlan, Plan, read_plan
+from sft_experiments.runs.record import Phase, Record, Status, read_record
+from sft_experiments.schema import Config, PeftMethod, Precision
 
 
 def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
-    """The same trial with about half the per-device batch after it ran out of memory; None when there is none."""
-    batch = halved(trial.plan.batch) if record.status is Status.oom else None
+    """The same trial with about half of the batch that ran out of memory; None when there is none, or none is to blame.
+
+    Answers are generated with fewer prompts at a time by the worker itself, but for ranks that hold parts of a model.
+    """
+    if record.status is not Status.oom:
+        return None
+    phase, config = _phase_of(record), trial.config
+    if phase is Phase.training:
+        return _halve_training(trial)
+    if phase is Phase.evaluation:
+        return _halve_evaluation(trial, trial.plan.eval_batch(config.train.per_device_eval_batch_size))
+    if phase is Phase.generation and config.compute.fsdp:
+        return _halve_generation(trial, trial.plan.generation_batch)
+    return None
+
+
+def _phase_of(record: Record) -> Phase:
+    """Where memory ran out. Records of 0.1.0 do not say it, and it was most likely there."""
+    return Phase(record.failure.phase) if record.failure and record.failure.phase else Phase.training
+
+
+def _halve_training(trial: Trial) -> Optional[Trial]:
+    before, batch = trial.plan.batch, halved(trial.plan.batch)
     if batch is None:
         return None
-    before = trial.plan.batch
     note = (
         f"out of memory with {before.per_device_train_batch_size} per device: continued with"
         f" {batch.per_device_train_batch_size} x {batch.gradient_accumulation_steps} accumulation steps,"
@@ -44,21 +65,64 @@ def smaller_batch(trial: Trial, record: Record) -> Optional[Trial]:
     return with_batch(trial, batch, note)
 
 
+def _halve_evaluation(trial: Trial, before: int) -> Optional[Trial]:
+    if before == 1:
+        return None
+    note = f"out of memory in evaluation with {before} per device: continued with {before // 2}, the same loss"
+    return _planned(trial, note, largest_eval_batch=before // 2)
+
+
+def _halve_generation(trial: Trial, before: int) -> Optional[Trial]:
+    if before == 1:
+        return None
+    note = f"out of memory in generation with {before} prompts at a time: continued with {before // 2}"
+    return _planned(trial, note, generation_batch=before // 2)
+
+
 def with_batch(trial: Trial, batch: BatchPlan, note: str) -> Trial:
     """The trial with another split of the same effective batch, in its plan and its record."""
-    plan = replace(trial.plan, batch=batch, largest_batch=batch.per_device_train_batch_size)
+    return _planned(trial, note, batch=batch, largest_batch=batch.per_device_train_batch_size)
+
+
+def _planned(trial: Trial, note: str, **derived: Any) -> Trial:
     record = replace(trial.record, notes=[*trial.record.notes, note])
-    return replace(trial, plan=plan, record=record)
+    return replace(trial, plan=replace(trial.plan, **derived), record=record)
 
 
-def limited(trial: Trial, limit: int) -> Trial:
-    """The trial with its per-device batch halved until it is at most ``limit``."""
-    batch = trial.plan.batch
-    while batch.per_device_train_batch_size > limit and (smaller := halved(batch)) is not None:
+NO_LIMIT = sys.maxsize
+
+
+class Limits(NamedTuple):
+    """What was left where more had not fitted: rows per device, and prompts that are answered together."""
+
+    training: int = NO_LIMIT
+    evaluation: int = NO_LIMIT
+    generation: int = GENERATION_BATCH
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Limits":
+        return cls(plan.largest_batch or NO_LIMIT, plan.largest_eval_batch or NO_LIMIT, plan.generation_batch)
+
+    def both(self, other: "Limits") -> "Limits":
+        """The lower one of each."""
+        return Limits(*map(min, self, other))
+
+
+def limited(trial: Trial, limits: Limits) -> Trial:
+    """The trial with its batches halved or cut until they are within the limits."""
+    batch, rows = trial.plan.batch, trial.config.train.per_device_eval_batch_size
+    while batch.per_device_train_batch_size > limits.training and (smaller := halved(batch)) is not None:
         batch = smaller
-    if batch is trial.plan.batch:
-        return trial
-    return with_batch(trial, batch, f"per-device batch {batch.per_device_train_batch_size}: a larger one did not fit")
+    if batch is not trial.plan.batch:
+        note = f"per-device batch {batch.per_device_train_batch_size}: a larger one did not fit"
+        trial = with_batch(trial, batch, note)
+    if limits.evaluation < trial.plan.eval_batch(rows):
+        note = f"per-device batch {limits.evaluation} in evaluation: a larger one did not fit"
+        trial = _planned(trial, note, largest_eval_batch=limits.evaluation)
+    if limits.generation < trial.plan.generation_batch:
+        note = f"generation with {limits.generation} prompts at a time: more did not fit"
+        trial = _planned(trial, note, generation_batch=limits.generation)
+    return trial
 
 
 def same_shape(one: Trial, other: Trial) -> bool:
@@ -67,31 +131,32 @@ def same_shape(one: Trial, other: Trial) -> bool:
 
 
 def recall(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials with what earlier launches have learnt: no per-device batch beyond what fitted one of the same shape.
+    """The trials with what earlier launches have learnt: no batch beyond what fitted one of the same shape.
 
     Reads the records beside the trials, once. ``rerun=true`` tries anew.
     """
     roots = {trial.folder.path.parent for trial in trials if not trial.config.rerun}
-    limits = dict(sorted((limit for root in roots for limit in _learnt(root)), key=itemgetter(1), reverse=True))
-    if not limits:
+    learnt: dict[str, Limits] = {}
+    for root in roots:
+        for shape, limits in _learnt(root):
+            learnt[shape] = learnt.get(shape, Limits()).both(limits)
+    if not learnt:
         return list(trials)
     return [
-        trial
-        if trial.config.rerun
-        else limited(trial, limits.get(_shape(trial.record.config, trial.plan), sys.maxsize))
+        trial if trial.config.rerun else limited(trial, learnt.get(_shape(trial.record.config, trial.plan), Limits()))
         for trial in trials
     ]
 
 
-def _learnt(root: Path) -> Iterator[tuple[str, int]]:
-    """Shapes whose batch had to be halved, with what was left. A record that cannot be read tells nothing."""
+def _learnt(root: Path) -> Iterator[tuple[str, Limits]]:
+    """Shapes of which something did not fit, with what was left. A record that cannot be read tells nothing."""
     for folder in find_run_folders(root) if root.is_dir() else []:
         try:
             record, plan = read_record(folder), read_plan(folder)
         except RunFolderError:
             continue
-        if plan.largest_batch is not None:
-            yield _shape(record.config, plan), plan.largest_batch
+        if (limits := Limits.of(plan)) != Limits():
+            yield _shape(record.config, plan), limits
 
 
 def _shape(config: dict[str, Any], plan: Plan) -> str:
@@ -107,18 +172,48 @@ def _shape(config: dict[str, Any], plan: Plan) -> str:
 
 
 def advise_on_memory(trial: Trial, record: Record) -> None:
-    """Add what would help to the failure of a trial that runs out of memory with one example at a time."""
+    """Add what would help to the failure of a trial that runs out of memory where no smaller batch is left."""
     if record.status is not Status.oom or record.failure is None or smaller_batch(trial, record) is not None:
         return
-    config = trial.config
-    ways = [
-        ("peft=lora", config.peft.method is PeftMethod.none),
-        ("train.activation_checkpointing=true", not config.train.activation_checkpointing),
-        (f"a smaller dataset.max_length than {config.dataset.max_length}", True),
-    ]
-    advice = ", ".join(way for way, is_open in ways if is_open)
-    record.failure.message += f"; even one example per device does not fit: try {advice}"
+    record.failure.message += f"; {what_helps(trial.config, _phase_of(record))}"
     record.write(trial.folder)
+
+
+ONE = {Phase.training: "example per device", Phase.evaluation: "row per device", Phase.generation: "prompt at a time"}
+
+
+def what_helps(config: Config, phase: Phase) -> str:
+    """What to try where memory runs out in a phase and no smaller batch is left, or none would help."""
+    finding = f"even one {ONE[phase]} does not fit" if phase in ONE else "a smaller batch does not help"
+    return f"{finding}: try " + ", ".join(way for way, is_open in _ways(config, phase) if is_open)
+
+
+def _ways(config: Config, phase: Phase) -> list[tuple[str, bool]]:
+    """What takes less memory in a phase, and whether it is still open."""
+    train, peft, compute = config.train, config.peft, config.compute
+    lora = ("peft=lora", peft.method is PeftMethod.none)
+    shorter = (f"a smaller dataset.max_length than {config.dataset.max_length}", True)
+    match phase:
+        case Phase.start:
+            return [("another device, or wait until others have left this one", True)]
+        case Phase.data:
+            return [("fewer rows, or a machine with more memory", True)]
+        case Phase.training:
+            recompute = ("train.activation_checkpointing=true", not train.activation_checkpointing)
+            return [lora, recompute, shorter]
+        case Phase.evaluation:
+            return [lora, shorter]
+        case Phase.generation:
+            length = f"a smaller generation.max_new_tokens than {config.generation.max_new_tokens}"
+            return [(length, True), ("generation.num_samples=0 with generation.exact_match_rows=0", True)]
+        case Phase.loading | Phase.saving:
+            return [
+                lora,
+                ("peft=qlora", peft.method is not PeftMethod.qlora and compute.num_devices == 1),
+                ("train.precision=pure_bf16", train.precision is not Precision.pure_bf16),
+                ("compute.fsdp=true", compute.num_devices > 1 and not compute.fsdp),
+                ("a smaller model", True),
+            ]
 
 
 POLL_SECONDS = 1.0

@@ -85,18 +85,31 @@ def gpus(chosen: Optional[Sequence[str]] = None) -> tuple[Gpu, ...]:
     return _named(chosen, visible, "compute.devices")
 
 
+def cores_beside(place: int) -> frozenset[int]:
+    """CPU cores near one of the visible GPUs; empty where nobody tells, which is never an error."""
+    try:
+        visible = _visible_to_nvml(os.environ.get(VISIBLE))
+    except (NotAsked, ConfigError):
+        return frozenset()
+    return visible[place].near_cores if place < len(visible) else frozenset()
+
+
 @lru_cache
 def _visible(variable: Optional[str]) -> tuple[Gpu, ...]:
+    try:
+        return _visible_to_nvml(variable)
+    except NotAsked as reason:
+        names = None if variable is None else _names(variable)
+        if _driver_is_there():
+            return _from_torch(names, str(reason))
+        return _named(names or [], (), VISIBLE)
+
+
+def _visible_to_nvml(variable: Optional[str]) -> tuple[Gpu, ...]:
     names = None if variable is None else _names(variable)
     if names == []:
         return ()
-    try:
-        found = _from_nvml()
-    except NotAsked as reason:
-        if not _driver_is_there():
-            found = ()
-        else:
-            return _from_torch(names, str(reason))
+    found = _from_nvml()
     return found if names is None else _named(names, found, VISIBLE)
 
 

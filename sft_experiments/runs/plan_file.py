@@ -14,6 +14,7 @@ from sft_experiments.runs.folder import RunFolder
 UNFUSED, FUSED = "adamw_torch", "adamw_torch_fused"  # the same optimizer, by upstream's names
 ON, OFF = "on", "off"  # of ``tuning``
 TO_THE_END = 1.0  # of ``stop_at``
+GENERATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Plan:
     loss_head: Optional[Choice] = None
     stop_at: Optional[float] = None  # share of the training after which a sweep stops it; None: it has not said yet
     largest_batch: Optional[int] = None  # per device: what was left when a larger one had not fitted
+    largest_eval_batch: Optional[int] = None  # the same in evaluation
+    generation_batch: int = GENERATION_BATCH  # prompts that are answered together; fewer where they had not fitted
+
+    def eval_batch(self, wanted: int) -> int:
+        """Rows per device that are evaluated together: ``wanted``, or what was left of it."""
+        return min(wanted, self.largest_eval_batch or wanted)
 
     def is_on(self, option: str) -> bool:
         """Whether something of ``tuning`` is used."""

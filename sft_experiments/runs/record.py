@@ -1,5 +1,7 @@
 """record.json: what a trial was, and what became of it. The ledger of a sweep is the set of its records."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import Enum
@@ -21,7 +23,7 @@ class Status(str, Enum):
     completed = "completed"
     failed = "failed"  # an error was raised, or the process exited
     killed = "killed"  # the process died from a signal that we did not send
-    oom = "oom"  # out of memory even at per-device batch 1
+    oom = "oom"  # out of memory where no smaller batch helps, or none is left
     diverged = "diverged"  # NaN or Inf in loss or gradient
     timeout = "timeout"
     preempted = "preempted"  # stopped on request (Ctrl-C, SIGTERM) after saving a checkpoint
@@ -51,6 +53,37 @@ _NEXT: dict[Status, frozenset[Status]] = {
 }
 
 
+class Phase(str, Enum):
+    """What a worker is doing. It decides what helps when memory runs out."""
+
+    start = "start-up"
+    data = "data"
+    loading = "loading the model"
+    training = "training"
+    evaluation = "evaluation"
+    generation = "generation"
+    saving = "saving a checkpoint"
+
+
+PHASE_NOTE = "phase: "
+
+
+@contextmanager
+def during(phase: Phase) -> Iterator[None]:
+    """Note the phase on an error that leaves the block; the traceback shows it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(PHASE_NOTE + phase.value)
+        raise
+
+
+def noted_phase(error: BaseException) -> Optional[Phase]:
+    """The phase in which an error was raised: of nested ones, the innermost, which was noted first."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((Phase(note.removeprefix(PHASE_NOTE)) for note in notes if note.startswith(PHASE_NOTE)), None)
+
+
 @dataclass
 class Failure:
     """Why a trial did not complete."""
@@ -58,6 +91,7 @@ class Failure:
     kind: str  # exception class, signal name or exit code
     message: str  # several lines when data have several faults
     log_tail: list[str] = field(default_factory=list)  # the last lines of log.txt
+    phase: Optional[str] = None  # what the worker was doing, in the words of Phase; None: unknown
 
 
 @dataclass

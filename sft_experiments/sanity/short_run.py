@@ -19,6 +19,7 @@ from sft_experiments.data.formats import Answer
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.store import default_cache_dir
 from sft_experiments.errors import SftError, TrainingFailed
+from sft_experiments.launch.retry import what_helps
 from sft_experiments.launch.trial import Trial
 from sft_experiments.models.shape import shape_of
 from sft_experiments.plan.data_facts import from_report, steps_of
@@ -26,6 +27,7 @@ from sft_experiments.plan.derive import device_memory, verdict, workload
 from sft_experiments.plan.memory import estimate_memory
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.plan_file import Choice, StepPlan
+from sft_experiments.runs.record import Phase
 from sft_experiments.sanity.probe import Probe, look
 from sft_experiments.sanity.verdicts import (
     Item,
@@ -39,9 +41,9 @@ from sft_experiments.sanity.verdicts import (
 from sft_experiments.schema import Config
 from sft_experiments.training.arguments import training_arguments
 from sft_experiments.training.model import check_loaded_model, load_tokenizer
+from sft_experiments.training.out_of_memory import is_out_of_memory, phase_of
 from sft_experiments.training.run import load
 from sft_experiments.training.trainer import build_trainer
-from sft_experiments.training.worker import is_out_of_memory
 from sft_experiments.values import format_seconds, gib
 
 NUM_PROMPTS = 4
@@ -69,7 +71,7 @@ class SanityReport:
 def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
     """Run the check. Whatever is wrong becomes an item; nothing is raised for a fault of data, model or settings."""
     report = SanityReport()
-    with _Fault(report, "data"):
+    with _Fault(report, "data", trial.config):
         report.tokenizer = load_tokenizer(trial.config.model)
         cache = default_cache_dir()
         report.data = prepare_data(trial.config.dataset, report.tokenizer, cache_dir=cache, model=trial.config.model)
@@ -82,12 +84,12 @@ def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
     if report.verdict == "fail":
         return report
     model = None
-    with _Fault(report, "model"):
+    with _Fault(report, "model", trial.config):
         model, attention = load(trial.config, trial.plan, report.tokenizer, report.data)
         notes = check_loaded_model(model, report.tokenizer)
         report.items.append(Item("model", "warn" if notes else "pass", "; ".join(notes) or "weights are finite"))
     if model is not None:
-        with _Fault(report, "training"):
+        with _Fault(report, "training", trial.config):
             _train(_ShortRun(trial, model, attention, rows, num_steps), end_ids, report)
     return report
 
@@ -95,27 +97,32 @@ def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
 class _Fault:
     """An error of ours, running out of memory or divergence inside the block becomes an item; others are raised."""
 
-    def __init__(self, report: SanityReport, stage: str) -> None:
-        self.report, self.stage = report, stage
+    def __init__(self, report: SanityReport, stage: str, config: Config) -> None:
+        self.report, self.stage, self.config = report, stage, config
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> bool:
-        item = _item_of(error, self.stage) if error is not None else None
+        item = _item_of(error, self.stage, self.config) if error is not None else None
         if item is not None:
             self.report.items.append(item)
         return item is not None
 
 
-def _item_of(error: BaseException, stage: str) -> Optional[Item]:
+PHASES = {"data": Phase.data, "model": Phase.loading, "training": Phase.training}  # of the stages of the check
+
+
+def _item_of(error: BaseException, stage: str, config: Config) -> Optional[Item]:
+    if is_out_of_memory(error):
+        phase = phase_of(error) or PHASES[stage]
+        step = "set train.per_device_train_batch_size to half, or train.activation_checkpointing=true; see sft plan"
+        step = step if phase is Phase.training else what_helps(config, phase)
+        return Item("memory", "fail", f"out of memory in {phase.value}: {str(error).splitlines()[0]}", step)
     if isinstance(error, TrainingFailed):
         return Item(stage, "fail", str(error), "lower train.learning_rate by 10")
     if isinstance(error, SftError):
         return Item(stage, "fail", str(error), "correct this first; nothing after it was looked at")
-    if is_out_of_memory(error):
-        step = "set train.per_device_train_batch_size to half, or train.activation_checkpointing=true; see sft plan"
-        return Item("memory", "fail", f"out of memory: {str(error).splitlines()[0]}", step)
     return None
 
 

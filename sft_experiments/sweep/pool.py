@@ -11,7 +11,7 @@ from typing import Optional
 
 from sft_experiments.errors import RunFolderError, TrainingFailed
 from sft_experiments.files import is_held
-from sft_experiments.launch.retry import advise_on_memory, limited, recall, same_shape, smaller_batch
+from sft_experiments.launch.retry import Limits, advise_on_memory, limited, recall, same_shape, smaller_batch
 from sft_experiments.launch.settle import settle
 from sft_experiments.launch.start import Starter, WarmStarter, Worker
 from sft_experiments.launch.trial import Trial
@@ -146,8 +146,8 @@ class Pool:
 
     def _share_smaller_batch(self, shrunk: Trial) -> None:
         """Trials of the same shape that wait would run out of memory too: they start with the smaller batch."""
-        limit = shrunk.plan.batch.per_device_train_batch_size
-        self.queue.change(lambda one: limited(one, limit) if one is not shrunk and same_shape(one, shrunk) else one)
+        limits = Limits.of(shrunk.plan)
+        self.queue.change(lambda one: limited(one, limits) if one is not shrunk and same_shape(one, shrunk) else one)
 
     def _enforce_time(self, job: Running) -> None:
         """Ask a trial to stop when its time is over or the sweep ends; kill one that does not within the grace."""

@@ -34,7 +34,7 @@ def training_arguments(config: Config, plan: Plan, folder: RunFolder, resumes: b
         "learning_rate": train.learning_rate,
         "per_device_train_batch_size": batch.per_device_train_batch_size,
         "gradient_accumulation_steps": batch.gradient_accumulation_steps,
-        "per_device_eval_batch_size": train.per_device_eval_batch_size,
+        "per_device_eval_batch_size": plan.eval_batch(train.per_device_eval_batch_size),
         "num_train_epochs": train.num_train_epochs,
         "max_steps": steps.total_steps,
         "weight_decay": train.weight_decay,

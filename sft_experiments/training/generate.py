@@ -2,19 +2,31 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_experiments.data.formats import Answer, Prompt
 from sft_experiments.data.prepare import PreparedData
 from sft_experiments.runs.metrics import Sample
+from sft_experiments.runs.plan_file import GENERATION_BATCH
+from sft_experiments.runs.record import Phase, during
 from sft_experiments.schema import Config
+from sft_experiments.training.out_of_memory import is_out_of_memory
 
-GENERATION_BATCH = 64
+
+@dataclass
+class Together:
+    """How many prompts are answered together: half as many from then on where they do not fit into memory."""
+
+    size: int = GENERATION_BATCH
+    in_step: bool = False  # with other ranks that hold parts of the model: none can go back alone
 
 
+@during(Phase.generation)
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -23,12 +35,15 @@ def answer(
     stop_ids: Iterable[int] = (),
     temperature: float = 0.0,
     streamer: Any = None,
+    together: Optional[Together] = None,
 ) -> list[Answer]:
     """One answer per prompt, greedy at temperature 0. The model is left as it was.
 
     Prompts are padded on the left in batches. An answer ends at the tokenizer's end token or at one of ``stop_ids``.
-    A ``streamer`` (transformers) sees the tokens as they come; it takes a single prompt.
+    A ``streamer`` (transformers) sees the tokens as they come; it takes a single prompt. Raises what the model raises;
+    of running out of memory only what a single prompt does, or a batch of ranks in step.
     """
+    together = together or Together()
     ends = {*stop_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
     settings = {
         "max_new_tokens": max_new_tokens,
@@ -40,14 +55,31 @@ def answer(
     }
     answers: list[Answer] = []
     with ready_to_generate(model):
-        for start in range(0, len(prompts), GENERATION_BATCH):
-            texts = [render_prompt(tokenizer, prompt) for prompt in prompts[start : start + GENERATION_BATCH]]
-            encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-            encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
-            output = model.generate(**encoded, **settings)
-            new = output[:, encoded["input_ids"].shape[1] :].tolist()
-            answers += [_answer(tokenizer, text, ids, ends) for text, ids in zip(texts, new, strict=True)]
+        while left := prompts[len(answers) :]:
+            texts = [render_prompt(tokenizer, prompt) for prompt in left[: together.size]]
+            new = _fitting(model, tokenizer, texts, settings, together.in_step)
+            if new is None:  # the error is gone, and with it the last reference to what did not fit
+                clear_device_cache(garbage_collection=True)
+                together.size = len(texts) // 2
+            else:
+                answers += [_answer(tokenizer, text, ids, ends) for text, ids in zip(texts, new, strict=True)]
     return answers
+
+
+def _fitting(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: Any, in_step: bool
+) -> Optional[list[list[int]]]:
+    """The tokens that follow each text; None where memory ran out, and fewer texts at a time may fit."""
+    try:
+        encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
+        output = model.generate(**encoded, **settings)
+        new: list[list[int]] = output[:, encoded["input_ids"].shape[1] :].tolist()
+    except Exception as error:
+        if in_step or len(texts) == 1 or not is_out_of_memory(error):
+            raise
+        return None
+    return new
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], ends: set[int]) -> Answer:
@@ -79,7 +111,12 @@ def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
 
 
 def answer_validation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, data: PreparedData, step: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    data: PreparedData,
+    step: int,
+    together: Optional[Together] = None,
 ) -> tuple[dict[str, float], list[Sample]]:
     """Exact match over the first validation rows, overall and by skill, in the Trainer's spelling; samples to keep."""
     generation = config.generation
@@ -87,7 +124,8 @@ def answer_validation(
     prompts = data.prompts[: max(generation.num_samples, num_scored)]
     if not prompts:
         return {}, []
-    answers = answer(model, tokenizer, prompts, generation.max_new_tokens, data.report.end_of_turn_ids)
+    ends, length = data.report.end_of_turn_ids, generation.max_new_tokens
+    answers = answer(model, tokenizer, prompts, length, ends, together=together)
     scored = prompts[:num_scored]
     exact = [is_exact(one.text, prompt) for one, prompt in zip(answers, scored, strict=False)]
     samples = [

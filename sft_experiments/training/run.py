@@ -25,7 +25,7 @@ from sft_experiments.plan.machine import host_capacity_gib
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.metrics import EVAL_LOSS, NOTHING_KEPT, TRAIN_LOSS
 from sft_experiments.runs.plan_file import TO_THE_END, Choice, Plan, StepPlan, write_plan
-from sft_experiments.runs.record import Record
+from sft_experiments.runs.record import Phase, Record, during
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import planned_learning_rates, training_arguments
 from sft_experiments.training.attention import choose_attention
@@ -40,7 +40,7 @@ from sft_experiments.training.callbacks import (
     newest_complete,
     step_of,
 )
-from sft_experiments.training.generate import answer_validation
+from sft_experiments.training.generate import Together, answer_validation
 from sft_experiments.training.model import architecture, check_loaded_model, load_model, load_tokenizer
 from sft_experiments.training.process_group import first_rank_first, largest, wait_for_all
 from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
@@ -92,11 +92,11 @@ class Run:
 def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the order of a run, in one place
     """Train, evaluate and save; the run's record is filled in as facts become known. Failures are raised."""
     record = run.record
-    with run.clock("data"):
+    with run.clock("data"), during(Phase.data):
         tokenizer = load_tokenizer(run.config.model)
         data = prepare(run, tokenizer)
         run.learn(steps=plan_for(run.config, data))
-    with run.clock("model"):
+    with run.clock("model"), during(Phase.loading):
         model, attention = load(run.config, run.plan, tokenizer, data)
         run.learn(attention=attention)
         record.notes += check_loaded_model(model, tokenizer)
@@ -106,13 +106,15 @@ def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the 
     resumed_step = step_of(checkpoint) if checkpoint else NOTHING_KEPT
     monitor = Monitor(run.config, run.folder, identity_of(record, resumed_step), facts_of(run, model))
     try:
-        trainer = trainer_of(run, model, tokenizer, data, callbacks(run, monitor, stop), resumes=checkpoint is not None)
-        answer_at_evaluations(run.config, trainer, tokenizer, data, monitor)
-        if trainer.args.packing:
-            trainer.add_callback(CheckPacking(trainer.data_collator))
+        with during(Phase.loading):  # the trainer moves the model to its device
+            watching = callbacks(run, monitor, stop)
+            trainer = trainer_of(run, model, tokenizer, data, watching, resumes=checkpoint is not None)
+            answer_at_evaluations(run, trainer, tokenizer, data, monitor)
+            if trainer.args.packing:
+                trainer.add_callback(CheckPacking(trainer.data_collator))
         if checkpoint:
             print(f"goes on from step {resumed_step} of {run.steps.total_steps} ({checkpoint.name})")
-        with run.clock("train"):
+        with run.clock("train"), during(Phase.training):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.agree() is not None and trainer.state.global_step < run.steps.total_steps:
             record.stop()
@@ -126,7 +128,7 @@ def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the 
             if data.test is not None and record.sweep is None:  # of a sweep, only the winner is scored
                 record.metrics |= test_metrics(trainer, data.test)
             objective = objective_of(run.config, record.metrics)
-        with run.clock("save"):
+        with run.clock("save"), during(Phase.saving):
             save(trainer, tokenizer, run.folder)
         record.complete(objective)
     finally:
@@ -238,17 +240,21 @@ def trainer_of(
 
 
 def answer_at_evaluations(
-    config: Config,
+    run: Run,
     trainer: ExperimentTrainer,
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
     monitor: Monitor,
 ) -> None:
     """Let each evaluation answer validation prompts: samples to read, and scores."""
+    config, together = run.config, Together(run.plan.generation_batch, in_step=run.config.compute.fsdp)
 
     def answer_metrics() -> dict[str, float]:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        metrics, samples = answer_validation(model, tokenizer, config, data, trainer.state.global_step)
+        metrics, samples = answer_validation(model, tokenizer, config, data, trainer.state.global_step, together)
+        if together.size < run.plan.generation_batch:
+            run.learn(generation_batch=together.size)
+            run.record.notes.append(f"generation with {together.size} prompts at a time: more did not fit")
         monitor.samples(samples)
         return metrics
 

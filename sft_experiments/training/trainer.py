@@ -22,6 +22,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.errors import ConfigError, DataError, SftError, TrainingFailed, first_line
 from sft_experiments.plan.arithmetic import SCHEDULES
+from sft_experiments.runs.record import Phase, during
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import own_schedule
 from sft_experiments.training.loss_head import LABELLED_ROWS, LossSums, add_loss_head, choose_loss_head, sums_from_fused
@@ -203,6 +204,7 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a card into every checkpoint; ours comes with the export, with the results in it."""
 
+    @during(Phase.saving)
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._read_train_sums()
         super()._save_checkpoint(model, trial)
@@ -214,8 +216,21 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
 
+    @during(Phase.loading)
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+
+    @during(Phase.loading)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    @during(Phase.loading)
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+
     # ---- evaluation
 
+    @during(Phase.evaluation)
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As upstream, with loss and token accuracy weighted by tokens over the whole set.
 

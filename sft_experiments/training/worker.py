@@ -22,16 +22,18 @@ from typing import Any, Optional, TextIO
 import datasets
 import torch
 import transformers
+from accelerate.utils.memory import clear_device_cache
 
 from sft_experiments.config.load import load_plugins, read_config
 from sft_experiments.errors import SftError, TrainingFailed
 from sft_experiments.files import hold
-from sft_experiments.plan.machine import describe_environment
+from sft_experiments.plan.machine import cpu_count, describe_environment, stay_near_gpu
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder, folder_of, log_tail
 from sft_experiments.runs.plan_file import read_plan
-from sft_experiments.runs.record import Failure, Record, Status, read_record
+from sft_experiments.runs.record import Failure, Phase, Record, Status, during, read_record
 from sft_experiments.secrets import redact_text
 from sft_experiments.training.callbacks import StopOnSignal, drop_training_state
+from sft_experiments.training.out_of_memory import is_out_of_memory, phase_of
 from sft_experiments.training.process_group import end_with_launcher, meet, num_ranks, part, silenced, this_rank
 from sft_experiments.training.run import Run, train_in_folder
 
@@ -72,17 +74,9 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
             stop.install()
         _stop_when_orphaned()
         started = time.monotonic()
-        device = torch.cuda.get_device_name() if plan.device.value == "cuda" else plan.device.value
-        record.start(describe_environment(device, torch.get_num_threads()))
+        record.start(describe_environment(plan.device.value, torch.get_num_threads()))
         record.write(folder)
-        try:
-            load_plugins(config.plugins)
-            meet(plan.device.value)
-            train_in_folder(Run(folder, config, plan, record), stop)
-            part()
-            code = 0
-        except Exception as error:  # noqa: BLE001 the process boundary: whatever happened becomes part of the record
-            code = _record_failure(record, error, folder)
+        code = _train(Run(folder, config, plan, record), stop)
         if stop.signal is not None and record.status is not Status.completed:
             record.stop()
             if code != 0 or num_ranks() == 1:  # the launcher of ranks takes any such code for a failure
@@ -92,7 +86,33 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         record.write(folder)
         if record.status is Status.completed and this_rank() == 0:
             drop_training_state(folder.checkpoints)
+        if record.status is Status.oom:  # this very process may try again (compute.isolate=false)
+            clear_device_cache(garbage_collection=True)
         return code
+
+
+def _train(run: Run, stop: StopOnSignal) -> int:
+    """Meet the other ranks and the device, train, and part; an error becomes part of the record. The exit code."""
+    record, device = run.record, run.plan.device.value
+    try:
+        with during(Phase.start):
+            load_plugins(run.config.plugins)
+            if device == "cuda":
+                stay_near_gpu(this_rank())
+                torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
+            meet(device)
+            record.environment["device"] = device_name(device)
+            record.write(run.folder)
+        train_in_folder(run, stop)
+        part()
+        return 0
+    except Exception as error:  # noqa: BLE001 the process boundary: whatever happened becomes part of the record
+        return _record_failure(record, error, run.folder)
+
+
+def device_name(device: str) -> str:
+    """What the device calls itself. Of CUDA, the first call: a driver or a card that cannot be used is found here."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def _silence_libraries() -> None:
@@ -107,6 +127,7 @@ def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
 
     One of our errors goes to the log only: the command that started this worker ends with it.
     """
+    status, phase = status_of(error), phase_of(error)
     message = redact_text(str(error).strip() or type(error).__name__)
     if isinstance(error, SftError):
         print(message, file=sys.stderr.file if isinstance(sys.stderr, Copy) else sys.stderr)
@@ -114,8 +135,10 @@ def _record_failure(record: Record, error: Exception, folder: RunFolder) -> int:
         print(redact_text(traceback.format_exc()), file=sys.stderr)
         message = "; ".join(line.strip() for line in message.splitlines())[:LONGEST_REASON]
     sys.stderr.flush()
-    record.fail(status_of(error), Failure(type(error).__name__, message, log_tail(folder)))
-    return error.exit_code if isinstance(error, SftError) else 1
+    if status is Status.oom:
+        message = f"out of memory in {phase.value if phase else 'an unknown phase'}: {message}"
+    record.fail(status, Failure(type(error).__name__, message, log_tail(folder), phase and phase.value))
+    return error.exit_code if isinstance(error, SftError) and status is not Status.oom else 1
 
 
 def status_of(error: Exception) -> Status:
@@ -123,13 +146,6 @@ def status_of(error: Exception) -> Status:
     if is_out_of_memory(error):
         return Status.oom
     return Status(error.status) if isinstance(error, TrainingFailed) else Status.failed
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _stop_when_orphaned() -> None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sft_experiments.launch.retry import recall, same_shape, smaller_batch
+from sft_experiments.launch.retry import advise_on_memory, recall, same_shape, smaller_batch
 from sft_experiments.launch.trial import Trial
-from sft_experiments.runs.record import Status
+from sft_experiments.runs.record import Failure, Phase, Status, read_record
 
 Planned = Callable[..., Trial]
 RATE = "train.learning_rate=0.0042"
@@ -55,6 +55,57 @@ def test_another_shape_is_left_alone(shrunk: Trial, planned: Planned, change: st
 def test_what_fits_anyway_and_what_is_run_anew_is_left_alone(shrunk: Trial, planned: Planned) -> None:
     for other in (planned("train.effective_batch_size=8"), planned("train.effective_batch_size=32", "rerun=true")):
         assert recall([other]) == [other]
+
+
+def out_of_memory(trial: Trial, phase: Phase) -> Trial:
+    """The trial as a worker left it that ran out of memory in a phase."""
+    trial.record.fail(Status.oom, Failure("OutOfMemoryError", "no room", phase=phase.value))
+    trial.write()
+    return trial
+
+
+def test_fewer_rows_are_evaluated_together_and_trials_of_the_same_shape_start_with_them(planned: Planned) -> None:
+    trial = out_of_memory(planned("train.per_device_eval_batch_size=5"), Phase.evaluation)
+    smaller = smaller_batch(trial, trial.record)
+    assert smaller is not None
+    assert (smaller.plan.eval_batch(5), smaller.plan.batch) == (2, trial.plan.batch)
+    smaller.write()
+    (other,) = recall([planned("train.effective_batch_size=64", RATE)])
+    assert other.plan.eval_batch(16) == 2
+    assert other.plan.batch.per_device_train_batch_size == 64
+    assert other.record.notes == ["per-device batch 2 in evaluation: a larger one did not fit"]
+    last = smaller_batch(smaller, trial.record)
+    assert last is not None
+    assert last.plan.eval_batch(5) == 1
+    assert smaller_batch(last, trial.record) is None
+
+
+def test_a_worker_that_has_tried_single_prompts_is_not_started_again_for_its_answers(planned: Planned) -> None:
+    trial = out_of_memory(planned(), Phase.generation)
+    assert smaller_batch(trial, trial.record) is None
+
+
+def test_ranks_that_share_a_model_answer_fewer_prompts_in_another_attempt(planned: Planned) -> None:
+    shape = ["compute.num_devices=2", "train.optim=adamw_torch_fused"]
+    trial = out_of_memory(planned(*shape, "compute.fsdp=true"), Phase.generation)
+    smaller = smaller_batch(trial, trial.record)
+    assert smaller is not None
+    assert smaller.plan.generation_batch == 32
+    smaller.write()
+    (other,) = recall([planned(*shape, RATE)])
+    assert other.plan.generation_batch == 32
+    assert other.record.notes == ["generation with 32 prompts at a time: more did not fit"]
+
+
+@pytest.mark.parametrize("phase", [Phase.start, Phase.data, Phase.loading, Phase.saving])
+def test_where_a_batch_is_not_to_blame_none_is_halved(planned: Planned, phase: Phase) -> None:
+    trial = out_of_memory(planned("train.effective_batch_size=32"), phase)
+    assert smaller_batch(trial, trial.record) is None
+    advise_on_memory(trial, trial.record)
+    recorded = read_record(trial.folder).failure
+    assert recorded is not None
+    assert recorded.message.startswith("no room; a smaller batch does not help: try ")
+    assert recorded.phase == phase.value
 
 
 def test_a_damaged_record_beside_it_is_no_obstacle(shrunk: Trial, planned: Planned) -> None:

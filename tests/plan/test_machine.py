@@ -1,5 +1,6 @@
 """Device, precision and threads are chosen with a reason, without torch."""
 
+import os
 import re
 from collections.abc import Callable
 
@@ -175,3 +176,12 @@ def test_gpus_that_are_named_and_not_used_are_told(on_gpus: Machine) -> None:
     (line,) = planned("compute.devices=[0,1]").warnings
     assert "compute.num_devices=2 trains one model on all" in line
     assert planned("compute.devices=[1]").warnings == []
+
+
+def test_a_worker_stays_on_the_cores_beside_its_gpu(on_gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, moved = os.sched_getaffinity(0), []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: moved.append(cores))
+    on_gpus(Card("GPU-a"), Card("GPU-b", cores=(min(mine), 3000)), Card("GPU-c", cores=(3000,)))
+    for rank in range(3):
+        module.stay_near_gpu(rank)
+    assert moved == [{min(mine)}]  # not told, near, and none of the near ones may be used

@@ -185,6 +185,21 @@ def test_a_killed_rank_and_a_smaller_batch_do_not_change_the_result(
     assert done.plan(0.002).batch.per_device_train_batch_size == 2
 
 
+def test_a_rank_that_runs_out_of_memory_in_evaluation_does_not_change_the_result(
+    sweep: Callable[..., Done], plant: Callable[..., None], on_two_ranks: Done
+) -> None:
+    plant({"in": {"process_index": 1}, "at": "evaluation", "do": "evaluate_too_much", "fits": 8})
+    done = sweep("train.learning_rate=0.002", TWO_RANKS)
+    assert done.code == 0, done.shown
+    (record,) = done.records()
+    assert record.attempts == 2
+    assert record.notes == ["out of memory in evaluation with 16 per device: continued with 8, the same loss"]
+    assert done.plan(0.002).largest_eval_batch == 8
+    assert done.plan(0.002).batch == on_two_ranks.plan(0.002).batch
+    assert_equal_result(record, on_two_ranks.by_rate()[0.002])
+    assert done.weights(0.002) == on_two_ranks.weights(0.002)
+
+
 def test_a_resumed_epoch_counts_no_row_of_its_partial_last_step_twice(
     sweep_in: Callable[..., Done], plant: Callable[..., None], tmp_path: Path
 ) -> None:

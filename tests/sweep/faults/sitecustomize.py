@@ -1,7 +1,7 @@
 """Python imports this module by itself where its folder is on PYTHONPATH: a worker of a test gets its faults so.
 
 The faults stand in the JSON file that PLANTED_FAULTS names, a list of
-``{"in": {argument: value}, "at": step | "end", "do": name of a function below, "once": bool}``.
+``{"in": {argument: value}, "at": step | "evaluation" | "end", "do": name of a function below, "once": bool}``.
 """
 
 import json
@@ -51,6 +51,10 @@ def run_out_of_memory(micro_batch, fits, **about):
         raise torch.OutOfMemoryError(f"planted: {micro_batch} examples do not fit")
 
 
+def evaluate_too_much(eval_batch, fits, **about):
+    run_out_of_memory(eval_batch, fits)
+
+
 class Planter:
     """Adds the faults to a callback that every training has, once its module has been imported."""
 
@@ -65,6 +69,9 @@ class Planter:
             module.StopOnSignal.on_step_begin = lambda self, args, state, control, **kwargs: act(
                 args, state.global_step
             )
+            module.StopOnSignal.on_prediction_step = lambda self, args, state, control, **kwargs: act(
+                args, "evaluation"
+            )
             module.StopOnSignal.on_train_end = lambda self, args, state, control, **kwargs: act(args, "end")
 
         spec.loader.exec_module = run_and_plant  # type: ignore[method-assign]
@@ -76,7 +83,8 @@ def act(arguments, step):
     for number, fault in enumerate(json.loads(file.read_text())):
         concerns = all(getattr(arguments, name) == value for name, value in fault.get("in", {}).items())
         if concerns and fault["at"] in (step, "every step") and not (fault.get("once") and happened(file, number)):
-            globals()[fault["do"]](micro_batch=arguments.per_device_train_batch_size, fits=fault.get("fits"))
+            batches = arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size
+            globals()[fault["do"]](micro_batch=batches[0], eval_batch=batches[1], fits=fault.get("fits"))
 
 
 def happened(file, number):
