@@ -19,8 +19,10 @@ from rich.text import Text
 from sft_experiments import __version__
 from sft_experiments.commands import Command
 from sft_experiments.data.store import default_cache_dir
+from sft_experiments.errors import ConfigError
+from sft_experiments.launch.booking import is_held
 from sft_experiments.models.hub import hub_answers, hub_is_offline
-from sft_experiments.plan.gpus import gpus
+from sft_experiments.plan.gpus import Gpu, gpus
 from sft_experiments.plan.machine import (
     BF16_CPU_FLAGS,
     cpu_count,
@@ -124,7 +126,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("problem", "torch", f"cannot be imported: {reason}")
         return
     facts: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    if gpus() and not facts["available"]:
+    if _gpus() and not facts["available"]:
         why = (
             "built without CUDA"
             if facts["cuda"] is None
@@ -144,9 +146,24 @@ def _attention(facts: dict[str, Any]) -> Finding:
     return Finding("ok", "attention", "sdpa, for packed rows document by document (exact; flash-attn needs a GPU)")
 
 
+def _gpus() -> tuple[Gpu, ...]:
+    """Those that can be used; why others cannot is a finding of its own."""
+    try:
+        return gpus()
+    except ConfigError:
+        return ()
+
+
 def _devices() -> Iterator[Finding]:
-    device = resolve_device(Device.auto)
-    precision = resolve_precision(Precision.auto, device.value)
+    try:
+        device = resolve_device(Device.auto)
+        precision = resolve_precision(Precision.auto, device.value)
+    except ConfigError as error:
+        yield Finding("problem", "device", str(error))
+        return
+    for gpu in _gpus():
+        held = "; a run of ours has it" if is_held(gpu) else ""
+        yield Finding("note" if gpu.is_busy or held else "ok", f"GPU {gpu.index}", f"{gpu}, {gpu.visible_as}{held}")
     yield Finding("ok", "device", f"{device.value} ({device.reason})")
     yield Finding("ok", "precision", f"{precision.value} ({precision.reason})")
     flags = [flag for flag in (*BF16_CPU_FLAGS, "avx512f", "avx2") if flag in cpu_flags()]

@@ -17,7 +17,7 @@ def candidates(compute: Any) -> list[Gpu]:
     """GPUs for new work, ``compute`` being that group of the config. Those that it names are taken as they are."""
     if compute.devices:
         return list(gpus(compute.devices))
-    free = [gpu for gpu in gpus() if not _is_held(gpu)]
+    free = [gpu for gpu in gpus() if not is_held(gpu)]
     return [gpu for gpu in free if not gpu.is_busy] or free
 
 
@@ -52,6 +52,7 @@ def _hold(gpu: Gpu, held: ExitStack) -> bool:
     return True
 
 
-def _is_held(gpu: Gpu) -> bool:
+def is_held(gpu: Gpu) -> bool:
+    """Whether a run of ours has it right now."""
     with ExitStack() as held:
         return not _hold(gpu, held)

@@ -2,11 +2,15 @@
 
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from sft_experiments.commands import doctor, run
 from sft_experiments.commands.doctor import Finding, examine
+from sft_experiments.launch.booking import booked
+from sft_experiments.schema import ComputeConfig
+from tests.plan.fake_nvml import Card
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,22 @@ def test_a_missing_extra_is_a_note_with_the_command_that_installs_it(monkeypatch
 def test_a_missing_requirement_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "trl" else "1.0")
     assert any(finding.state == "problem" and "trl" in finding.found for finding in doctor._packages())
+
+
+def test_each_gpu_is_listed_with_who_has_it(on_gpus: Callable[..., None]) -> None:
+    on_gpus(Card("GPU-a", used=61), Card("GPU-b"), Card("GPU-c"))
+    with booked(ComputeConfig(devices=None), 1):
+        found = {finding.name: finding for finding in doctor._devices()}
+    assert [found[f"GPU {index}"].state for index in range(3)] == ["note", "note", "ok"]
+    assert "61 of 80 GiB in use by others" in found["GPU 0"].found
+    assert "a run of ours has it" in found["GPU 1"].found
+
+
+def test_gpus_that_cannot_be_asked_for_are_a_problem(on_gpus: Callable[..., None]) -> None:
+    on_gpus(visible="3")
+    (finding,) = doctor._devices()
+    assert (finding.state, finding.name) == ("problem", "device")
+    assert "CUDA_VISIBLE_DEVICES=3: no GPU 3 is here" in finding.found
 
 
 def test_a_torch_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
