@@ -22,7 +22,7 @@ from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.identity import deciding
 from sft_experiments.runs.plan_file import Plan, write_plan
 from sft_experiments.runs.record import Record, Status, read_record, utc_now
-from sft_experiments.schema import Config, ModelConfig, ModelSource
+from sft_experiments.schema import Config, ModelConfig, ModelSource, PeftMethod
 from sft_experiments.secrets import redact, redact_text
 from sft_experiments.values import digest, format_value, select
 
@@ -251,5 +251,20 @@ def trial_id(config: Config, precision: str, content: dict[str, str], all_are_re
         "num_devices": config.compute.num_devices,
         "content": content,
         **({"fsdp": True} if config.compute.fsdp else {}),  # its checkpoints are not those of whole copies
+        **formats_version(config, precision),
     }
     return digest(payload)[:ID_LENGTH]
+
+
+def formats_version(config: Config, precision: str) -> dict[str, int]:
+    """Sets apart what 0.1.0 trained with other numbers: LoRA under bf16 (on an fp32 base), QLoRA (adapters in bf16).
+
+    And random weights in bf16, which it drew in that format.
+    """
+    method, is_random = config.peft.method, config.model.source is ModelSource.random
+    differs = {
+        PeftMethod.none: precision == "pure_bf16" and is_random,
+        PeftMethod.lora: precision == "bf16",
+        PeftMethod.qlora: True,
+    }
+    return {"formats": 2} if differs[method] else {}

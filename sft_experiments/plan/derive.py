@@ -8,6 +8,7 @@ from sft_experiments.models.shape import Shape, shape_of
 from sft_experiments.plan.arithmetic import AUTO, divisors, plan_batch
 from sft_experiments.plan.data_facts import DataFacts, data_facts
 from sft_experiments.plan.machine import (
+    PARAMETERS,
     check_device_count,
     gpus,
     host_capacity_gib,
@@ -96,7 +97,8 @@ def on_a_gpu(config: Config, plan: "Plan", device_bytes: float) -> "Plan":
             return plan
         plan = replace(plan, device=Choice("cuda", "assumed, because --device-memory was given"))
         if config.train.precision is Precision.auto and config.model.size_class != "tiny":
-            plan = replace(plan, precision=Choice("bf16", "assumed: fp32 parameters, bf16 autocast"))
+            parameters = PARAMETERS[config.peft.method is not PeftMethod.none]
+            plan = replace(plan, precision=Choice("bf16", f"assumed: {parameters}, bf16 autocast"))
     return replace(plan, batch=auto_batch(config, plan, device_bytes))
 
 
@@ -144,7 +146,7 @@ def build_plan(config: Config, concurrent_trials: int = 1) -> Plan:
 def _precision(config: Config, device: str) -> Choice:
     if config.train.precision is Precision.auto and config.model.size_class == "tiny":
         return Choice("fp32", TINY_REASON)
-    return resolve_precision(config.train.precision, device)
+    return resolve_precision(config.train.precision, device, config.peft.method is not PeftMethod.none)
 
 
 REASONS = {

@@ -65,6 +65,16 @@ def test_bf16_needs_ampere(pretend_gpus, capability: float, expected: str) -> No
     assert resolve_precision(Precision.auto, "cuda").value == expected
 
 
+def test_the_precision_says_what_adapters_leave_in_bf16_and_that_they_are_fp32(pretend_gpus) -> None:
+    pretend_gpus(Gpu(0, "Test GPU", 24.0, 9.0))
+    for wanted in (Precision.auto, Precision.pure_bf16):
+        choice = resolve_precision(wanted, "cuda", adapters=True)
+        assert choice.value == "bf16"
+        assert "frozen weights in bf16, adapters in fp32" in choice.reason
+    assert "fp32 parameters" in resolve_precision(Precision.auto, "cuda").reason
+    assert resolve_precision(Precision.fp32, "cuda", adapters=True).value == "fp32"
+
+
 @pytest.mark.parametrize(("flags", "expected"), [({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")])
 def test_bf16_on_cpu_needs_the_instructions(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str) -> None:
     monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
