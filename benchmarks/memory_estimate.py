@@ -27,12 +27,15 @@ from trl import SFTConfig
 from benchmarks.shard_on_cpu import shard_on_cpu
 from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.models.shape import Shape
+from sft_experiments.plan.machine import loads_bf16
 from sft_experiments.plan.memory import Workload, estimate_memory
+from sft_experiments.schema import PeftMethod
 from sft_experiments.training.attention import register_packed_attention
 from sft_experiments.training.model import nf4
 from sft_experiments.training.trainer import ExperimentTrainer
 
 MIB = 2**20
+METHODS = {"full": PeftMethod.none, "lora": PeftMethod.lora, "qlora": PeftMethod.qlora}
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def build_model(case: Case) -> Any:
         tie_word_embeddings=shape.tied,
     )
     attention = "sft_packed" if work.packed else "sdpa"
-    dtype = torch.bfloat16 if work.precision == "pure_bf16" else torch.float32
+    dtype = torch.bfloat16 if loads_bf16(work.precision, METHODS[work.method]) else torch.float32
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     if work.method == "qlora":
         with tempfile.TemporaryDirectory() as folder:

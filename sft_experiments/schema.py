@@ -29,10 +29,11 @@ class ModelSource(str, Enum):
 class Precision(str, Enum):
     """Number formats of parameters and arithmetic."""
 
-    auto = "auto"  # fp32 parameters, bf16 arithmetic where the device really has it
+    auto = "auto"  # bf16 where the device really has it, else fp32
     fp32 = "fp32"
-    bf16 = "bf16"  # fp32 parameters, bf16 autocast
-    pure_bf16 = "pure_bf16"  # bf16 parameters: most weights do not move at learning rates near 2e-5
+    bf16 = "bf16"  # trained parameters in fp32, frozen ones (under adapters) in bf16, bf16 autocast
+    # bf16 parameters: most weights do not move at learning rates near 2e-5; with adapters, which stay fp32, it is bf16
+    pure_bf16 = "pure_bf16"
 
 
 class Device(str, Enum):

@@ -29,7 +29,6 @@ from sft_experiments.schema import (
     ModelSource,
     PackingStrategy,
     PeftMethod,
-    Precision,
     SchedulerConfig,
     TrainOn,
 )
@@ -103,8 +102,6 @@ def _adapter(config: Config) -> Iterator[str]:
             yield f"peft.{key}=0: must be at least 1 with peft={peft.method.value}"
     if peft.method is PeftMethod.qlora and config.model.source is ModelSource.random:
         yield "peft=qlora quantises published weights: a model with model.source=random has none; use peft=lora"
-    if config.train.precision is Precision.pure_bf16:
-        yield f"train.precision=pure_bf16 with peft={peft.method.value}: adapters are trained in fp32; use bf16"
 
 
 def _sharding(config: Config) -> Iterator[str]:

@@ -22,7 +22,7 @@ from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.identity import deciding
 from sft_experiments.runs.plan_file import Plan, write_plan
 from sft_experiments.runs.record import Record, Status, read_record, utc_now
-from sft_experiments.schema import Config, ModelConfig, ModelSource
+from sft_experiments.schema import Config, ModelConfig, ModelSource, PeftMethod
 from sft_experiments.secrets import redact, redact_text
 from sft_experiments.values import digest, format_value, select
 
@@ -143,8 +143,7 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
         raise ConfigError("\n".join(mistakes))
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
-    arithmetic = plan.precision.value + " tf32" * plan.is_on("tf32")
-    identity, earlier = (trial_id(config, arithmetic, content, before) for before in (False, True))
+    identity, earlier = (trial_id(config, plan, content, before) for before in (False, True))
     plan = replace(plan, values=values_with_origin(composed, config, request))
     label = label_of(request.axes)
     record = Record(
@@ -241,16 +240,32 @@ def model_fingerprint(model: ModelConfig, memory: HashMemory) -> str:
     return f"{model.name}@{commit}"
 
 
-def trial_id(config: Config, precision: str, content: dict[str, str], all_are_read: bool = False) -> str:
+def trial_id(config: Config, plan: Plan, content: dict[str, str], all_are_read: bool = False) -> str:
     """The id of a trial: deciding values, precision and number of devices as resolved, data and model content.
 
     ``all_are_read``: the id that 0.1.0 gave it, by which its folder may be found.
     """
     payload = {
         "values": deciding(to_plain(config), all_are_read),
-        "precision": precision,
+        "precision": plan.precision.value,
         "num_devices": config.compute.num_devices,
         "content": content,
         **({"fsdp": True} if config.compute.fsdp else {}),  # its checkpoints are not those of whole copies
+        **({"tf32": True} if plan.is_on("tf32") else {}),
+        **formats_version(config, plan.precision.value),
     }
     return digest(payload)[:ID_LENGTH]
+
+
+def formats_version(config: Config, precision: str) -> dict[str, int]:
+    """Sets apart what 0.1.0 trained with other numbers: LoRA under bf16 (on an fp32 base), QLoRA (adapters in bf16).
+
+    And random weights in bf16, which it drew in that format.
+    """
+    method, is_random = config.peft.method, config.model.source is ModelSource.random
+    differs = {
+        PeftMethod.none: precision == "pure_bf16" and is_random,
+        PeftMethod.lora: precision == "bf16",
+        PeftMethod.qlora: True,
+    }
+    return {"formats": 2} if differs[method] else {}

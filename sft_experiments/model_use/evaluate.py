@@ -17,6 +17,7 @@ from sft_experiments.launch.trial import Trial, plan_trial
 from sft_experiments.model_use.saved import load_saved_model, load_saved_tokenizer
 from sft_experiments.monitor.measure import measured
 from sft_experiments.plan.arithmetic import plan_steps
+from sft_experiments.plan.machine import loads_bf16
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.metrics import Sample
 from sft_experiments.runs.plan_file import Choice
@@ -44,7 +45,8 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, f
     data = prepare_data(trial.config.dataset, tokenizer, cache_dir=default_cache_dir())
     if data.validation is None:
         raise DataError("there are no rows to evaluate: give dataset.validation_files")
-    model = load_saved_model(folder, trial.config, tokenizer, torch.float32)
+    in_bf16 = loads_bf16(trial.plan.precision.value, trial.config.peft.method)  # as its objective was measured
+    model = load_saved_model(folder, trial.config, tokenizer, torch.bfloat16 if in_bf16 else torch.float32)
     samples: list[Sample] = []
     with TemporaryDirectory() as scratch:
         trainer = _trainer(trial, model, tokenizer, data, RunFolder(Path(scratch)))

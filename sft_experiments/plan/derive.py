@@ -9,6 +9,7 @@ from sft_experiments.plan.arithmetic import AUTO, divisors, plan_batch
 from sft_experiments.plan.data_facts import DataFacts, data_facts
 from sft_experiments.plan.gpus import gpus
 from sft_experiments.plan.machine import (
+    PARAMETERS,
     check_device_count,
     host_capacity_gib,
     idle_accelerator,
@@ -107,7 +108,8 @@ def on_a_gpu(config: Config, plan: "Plan", device_bytes: float) -> "Plan":
         if config.compute.fused_optimizer is None:
             plan = replace(plan, tuning={**plan.tuning, "fused_optimizer": Choice(ON, "assumed")})
         if config.train.precision is Precision.auto and config.model.size_class != "tiny":
-            plan = replace(plan, precision=Choice("bf16", "assumed: fp32 parameters, bf16 autocast"))
+            parameters = PARAMETERS[config.peft.method is not PeftMethod.none]
+            plan = replace(plan, precision=Choice("bf16", f"assumed: {parameters}, bf16 autocast"))
     return replace(plan, batch=auto_batch(config, plan, device_bytes))
 
 
@@ -168,7 +170,8 @@ def _unused(config: Config, device: str, concurrent_trials: int) -> Iterator[str
 def _precision(config: Config, device: str) -> Choice:
     if config.train.precision is Precision.auto and config.model.size_class == "tiny":
         return Choice("fp32", TINY_REASON)
-    return resolve_precision(config.train.precision, device, config.compute.devices)
+    adapters = config.peft.method is not PeftMethod.none
+    return resolve_precision(config.train.precision, device, config.compute.devices, adapters)
 
 
 REASONS = {

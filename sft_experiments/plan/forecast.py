@@ -117,7 +117,8 @@ def disk_bytes(config: Config, shape: Shape) -> float:
 
     A checkpoint has the weights and two moments of each trained one; LoRA's has adapters only.
     """
-    size = 2 if config.train.precision is Precision.pure_bf16 else 4
-    trained = shape.parameters if config.peft.method is PeftMethod.none else shape.lora_parameters(config.peft.r)
+    full = config.peft.method is PeftMethod.none
+    size = 2 if full and config.train.precision is Precision.pure_bf16 else 4
+    trained = shape.parameters if full else shape.lora_parameters(config.peft.r)
     checkpoints = config.train.save_total_limit + 2
     return float(trained * size * (3 * checkpoints + 1))

@@ -13,7 +13,7 @@ from typing import Any, Optional
 from sft_experiments.errors import ConfigError
 from sft_experiments.plan.gpus import Gpu, cores_beside, gpus
 from sft_experiments.runs.plan_file import OFF, ON, Choice
-from sft_experiments.schema import ComputeConfig, Device, Precision
+from sft_experiments.schema import ComputeConfig, Device, PeftMethod, Precision
 from sft_experiments.values import GIB
 
 BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -92,19 +92,30 @@ def _has_mps() -> bool:
     return os.uname().sysname == "Darwin" and os.uname().machine == "arm64"
 
 
-def resolve_precision(wanted: Precision, device: str, chosen: Optional[Sequence[str]] = None) -> Choice:
-    """fp32, bf16 or pure_bf16. ``auto`` keeps fp32 parameters and uses bf16 arithmetic where it is fast."""
+PARAMETERS = {True: "frozen weights in bf16, adapters in fp32", False: "fp32 parameters"}  # with adapters or without
+
+
+def resolve_precision(
+    wanted: Precision, device: str, chosen: Optional[Sequence[str]] = None, adapters: bool = False
+) -> Choice:
+    """fp32, bf16 or pure_bf16. ``auto`` keeps what is trained in fp32 and uses bf16 arithmetic where it is fast.
+
+    Adapters are trained in fp32 whatever their base is kept in, so with them pure_bf16 is bf16.
+    """
+    if wanted is Precision.pure_bf16 and adapters:
+        return Choice("bf16", f"as configured: {PARAMETERS[True]}, bf16 autocast")
     if wanted is not Precision.auto:
         return Choice(wanted.value, "as configured")
+    autocast = f"{PARAMETERS[adapters]}, bf16 autocast"
     if device == "cuda":
         capability = min(gpu.compute_capability for gpu in gpus(chosen))
         if capability >= BF16_COMPUTE_CAPABILITY:
-            return Choice("bf16", f"fp32 parameters, bf16 autocast: compute capability {capability}")
+            return Choice("bf16", f"{autocast}: compute capability {capability}")
         return Choice("fp32", f"compute capability {capability} emulates bf16")
     if device == "cpu":
         flag = next((flag for flag in BF16_CPU_FLAGS if flag in cpu_flags()), None)
         if flag is not None:
-            return Choice("bf16", f"fp32 parameters, bf16 autocast: the CPU has {flag}")
+            return Choice("bf16", f"{autocast}: the CPU has {flag}")
         return Choice("fp32", "the CPU has neither amx_bf16 nor avx512_bf16")
     return Choice("fp32", f"bf16 is not used on {device}")
 
@@ -165,6 +176,14 @@ def _loaders(compute: ComputeConfig) -> Choice:
     if cpu_count() // devices < CORES_FOR_LOADERS:
         return Choice("0", f"{cpu_count()} CPU cores for {devices} GPU(s): none to spare")
     return Choice(str(LOADER_PROCESSES), "processes that collate ahead")
+
+
+def loads_bf16(precision: str, method: PeftMethod) -> bool:
+    """Whether weights are loaded in bf16: all of them for ``pure_bf16``; for ``bf16`` those that adapters leave frozen.
+
+    A frozen weight loses nothing that training would need; a trained one does not move in bf16 (docs/from-a-script.md).
+    """
+    return precision == "pure_bf16" or (precision == "bf16" and method is not PeftMethod.none)
 
 
 def resolve_threads(configured: Optional[int], concurrent_trials: int) -> int:

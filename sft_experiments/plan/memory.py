@@ -4,8 +4,9 @@ A step has two candidates for its peak: the start of the backward pass (everythi
 the optimizer step (weights, gradients, state and its temporaries). Terms, and where they come from:
 
 - weights 4 bytes (pure bf16: 2), gradients the same, two Adam moments the same: Rajbhandari et al., "ZeRO",
-  arXiv:1910.02054, section 3.1; frozen QLoRA matrices 4 bits and 8 bits of scale per 64 (arXiv:2305.14314);
-- autocast keeps a bf16 copy of every matrix until the backward pass is over (its cache, and what autograd saves);
+  arXiv:1910.02054, section 3.1; under adapters frozen weights 2 bytes with bf16, QLoRA's matrices 4 bits and 8 bits of
+  scale per 64 (arXiv:2305.14314);
+- autocast keeps a bf16 copy of every fp32 matrix until the backward pass is over (its cache, and what autograd saves);
 - activations: the tensors that autograd saves, counted as in Korthikanti et al., arXiv:2205.05198, section 4, for
   today's layers (RMSNorm, rotary embedding, SwiGLU, attention that saves no score matrix), see ``layer_bytes``;
 - activation checkpointing keeps each layer's input, and one whole layer while it is recomputed (arXiv:1604.06174);
@@ -33,7 +34,7 @@ CUDA_RESERVE = 0.8 * GIB
 class Workload:
     """What a device does in a step."""
 
-    precision: str  # fp32, bf16 (autocast) or pure_bf16
+    precision: str  # fp32, bf16 (autocast; frozen weights in bf16) or pure_bf16
     per_device_batch: int
     length: int  # tokens of a sequence: the longest row, or the capacity of a pack
     accumulation: int = 1
@@ -53,8 +54,13 @@ class Workload:
 
     @property
     def state_bytes(self) -> int:
-        """Of a trained weight, its gradient, and each of Adam's moments."""
-        return 2 if self.precision == "pure_bf16" else 4
+        """Of a trained weight, its gradient, and each of Adam's moments; adapters are kept in fp32."""
+        return 2 if self.precision == "pure_bf16" and self.method == "full" else 4
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a weight that is trained without adapters or frozen under them, and of the values between layers."""
+        return self.state_bytes if self.method == "full" or self.precision == "fp32" else 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def estimate_memory(shape: Shape, work: Workload) -> MemoryEstimate:
     """The estimate for a model of this shape under this load."""
     trained = shape.parameters if work.method == "full" else shape.lora_parameters(work.lora_r)
     parts = work.devices if work.sharded else 1
-    state = work.state_bytes if work.method == "full" else 4  # adapters are kept in fp32
+    state = work.state_bytes
     return MemoryEstimate(
         weights=_weights(shape, work) / parts,
         weight_casts=0.0 if work.sharded else _casts(shape, work),  # FSDP gathers in the precision of the arithmetic
@@ -127,24 +133,20 @@ def _gathered(shape: Shape, work: Workload) -> float:
 
 
 def _weights(shape: Shape, work: Workload) -> float:
-    if work.method == "qlora":
-        rest = (shape.parameters - shape.linear_parameters) * work.state_bytes
-        return shape.linear_parameters * NF4_BYTES + rest + 4 * shape.lora_parameters(work.lora_r)
-    adapters = 4 * shape.lora_parameters(work.lora_r) if work.method == "lora" else 0
-    return shape.parameters * work.state_bytes + adapters
+    adapters = 0 if work.method == "full" else work.state_bytes * shape.lora_parameters(work.lora_r)
+    inside = shape.linear_parameters * (NF4_BYTES if work.method == "qlora" else work.weight_bytes)
+    return inside + (shape.parameters - shape.linear_parameters) * work.weight_bytes + adapters
 
 
 def _casts(shape: Shape, work: Workload) -> float:
-    """bf16 copies of fp32 matrices; with checkpointing those of one layer at a time, a 4-bit matrix one at a time."""
-    if work.precision != "bf16":
+    """bf16 copies of fp32 matrices, with checkpointing those of one layer at a time; one 4-bit matrix at a time."""
+    if work.precision == "fp32" or (work.precision == "pure_bf16" and work.method == "full"):
         return 0.0
-    head = shape.vocabulary * shape.hidden
-    layers = shape.linear_parameters
-    if work.method == "qlora":
-        layers = shape.hidden * shape.width
-    elif work.checkpointing:
-        layers //= shape.layers
-    return 2.0 * (layers + head)
+    of_layers = 1 / shape.layers if work.checkpointing else 1.0
+    if work.method == "full":
+        return 2.0 * (shape.linear_parameters * of_layers + shape.vocabulary * shape.hidden)
+    unpacked = shape.hidden * shape.width if work.method == "qlora" else 0
+    return 2.0 * (shape.lora_parameters(work.lora_r) * of_layers + unpacked)
 
 
 def _moments(optim: str) -> float:
@@ -168,7 +170,7 @@ def _temporaries(shape: Shape, work: Workload, gradient_bytes: float) -> float:
 def _activations(shape: Shape, work: Workload) -> float:
     """What the layers save: everything, or with checkpointing each layer's input."""
     if work.checkpointing:
-        return shape.layers * shape.hidden * work.tokens * (2.0 if work.precision == "pure_bf16" else 4.0)
+        return float(shape.layers * shape.hidden * work.tokens * work.weight_bytes)
     return shape.layers * layer_bytes(shape, work) * work.tokens
 
 
@@ -213,12 +215,14 @@ def layer_bytes(shape: Shape, work: Workload) -> float:
 def _adapted_layer_bytes(shape: Shape, work: Workload, joined: int) -> float:
     """LoRA on every linear layer: frozen matrices save no input, but each adapter saves its own after dropout.
 
-    Dropout saves its mask: one byte per value on CUDA, the multiplied noise itself on the CPU.
+    Dropout saves its mask: one byte per value on CUDA, the multiplied noise itself on the CPU (of fp32 values; QLoRA's
+    layers leave theirs in bf16).
     """
     h, q, k, f = shape.hidden, shape.query_size, shape.key_value_size, shape.width
     inner = 2 * q + 2 * k + joined + 3 * f  # attention, and the MLP without the input of its last matrix
     adapted = 5 * h + q + f  # inputs of q, k, v, gate, up; of o; of down
-    mask = 1 if work.device == "cuda" else 4
+    noise = 2 if work.method == "qlora" and work.precision != "fp32" else 4
+    mask = 1 if work.device == "cuda" else noise
     rank = 7 * work.lora_r
     if work.precision == "fp32":
         return 4 * (2 * h + inner + adapted + rank) + mask * adapted

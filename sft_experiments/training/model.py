@@ -16,13 +16,16 @@ from transformers import (
 from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.data.template import read_template
 from sft_experiments.errors import ConfigError, MissingDependencyError, ModelError, first_line
-from sft_experiments.plan.machine import installed
+from sft_experiments.plan.machine import installed, loads_bf16
 from sft_experiments.schema import Config, ModelConfig, ModelSource, PeftMethod
 
 
 def load_model(config: Config, tokenizer: PreTrainedTokenizerBase, precision: str, attention: str) -> PreTrainedModel:
-    """A causal language model. Raises ``ModelError`` naming what is missing or does not fit."""
-    dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
+    """A causal language model; with ``precision`` bf16 a base for adapters comes in bf16, one that is trained in fp32.
+
+    Raises ``ModelError`` naming what is missing or does not fit.
+    """
+    dtype = torch.bfloat16 if loads_bf16(precision, config.peft.method) else torch.float32
     set_seed(config.train.seed)  # random weights and adapters depend on it
     if config.model.source is ModelSource.random:
         model = _random(config.model, tokenizer, dtype, attention)
@@ -55,8 +58,12 @@ def architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
 def _random(
     model: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, attention: str
 ) -> PreTrainedModel:
-    built = AutoModelForCausalLM.from_config(architecture(model, tokenizer), attn_implementation=attention, dtype=dtype)
+    """Drawn in fp32 and then rounded: drawn in bf16 the weights would be others, and adapters belong to these."""
+    config = architecture(model, tokenizer)
+    built = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     assert isinstance(built, PreTrainedModel)
+    for parameter in built.parameters():  # buffers, such as rotary frequencies, stay as a loaded model has them
+        parameter.data = parameter.data.to(dtype)
     return built
 
 
@@ -109,6 +116,13 @@ def adapter_config(config: Config) -> Any:
         target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
         task_type="CAUSAL_LM",
     )
+
+
+def train_adapters_in_fp32(model: Any) -> None:
+    """Undo TRL's cast of adapters on a quantised base to bf16, in which most updates of 2e-5 would be lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 DEMO = "demo"

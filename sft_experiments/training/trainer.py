@@ -26,7 +26,7 @@ from sft_experiments.runs.record import Phase, during
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import own_schedule
 from sft_experiments.training.loss_head import LABELLED_ROWS, LossSums, add_loss_head, choose_loss_head, sums_from_fused
-from sft_experiments.training.model import adapter_config
+from sft_experiments.training.model import adapter_config, train_adapters_in_fp32
 from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 # Decoders for which a right-padded batch gives the same result with and without its attention mask (each one is
@@ -53,7 +53,9 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
                 f"train.extra.label_smoothing_factor={self.args.label_smoothing_factor} is not supported: use 0"
             )
         model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if hasattr(model, "get_base_model"):
+            train_adapters_in_fp32(model)
+            model = model.get_base_model()
         self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_fsdp_enabled:  # else each rank would collect whole gradients over the micro-batches of a step
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True

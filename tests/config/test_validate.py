@@ -47,7 +47,6 @@ CONTRADICTIONS = {
     "dataset.train_files is empty": ["dataset=messages"],
     "dataset.hub_id is required": ["dataset=hub"],
     "peft=qlora quantises": ["peft=qlora"],
-    "adapters are trained in fp32": ["peft=lora", "train.precision=pure_bf16"],
     "train.save_total_limit=0": ["train.save_total_limit=0"],
     "is not a multiple of 3": ["train.effective_batch_size=8", "train.per_device_train_batch_size=3"],
     "train.extra.save_strategy: set train.eval_steps": ["+train.extra.save_strategy=epoch"],

@@ -73,6 +73,29 @@ def test_sharded_trials_have_ids_of_their_own(planned) -> None:
     assert planned("compute.num_devices=2", "compute.fsdp=true").id != planned("compute.num_devices=2").id
 
 
+# The ids that 0.1.0 gave these: it trained adapters on an fp32 base under bf16, and adapters of a 4-bit base in bf16.
+ADAPTERS_OF_0_1_0 = {
+    "peft=lora train.precision=fp32": ("76301debc45a", True),
+    "peft=lora train.precision=bf16": ("94baa09228c5", False),
+    "peft=qlora model=hub model.name=owner/model model.size_class=1b_3b train.precision=fp32": ("2059d8211c2d", False),
+}
+
+
+@pytest.mark.parametrize("settings", ADAPTERS_OF_0_1_0)
+def test_a_run_of_0_1_0_is_found_only_where_its_numbers_would_come_out_again(planned, settings: str) -> None:
+    before, is_equal = ADAPTERS_OF_0_1_0[settings]
+    trial = planned(*settings.split())
+    (trial.folder.path.parent / before).mkdir(parents=True)
+    assert (planned(*settings.split()).folder.path.name == before) is is_equal
+
+
+def test_pure_bf16_with_adapters_is_the_trial_of_bf16(planned) -> None:
+    pure, mixed = (planned("peft=lora", f"train.precision={name}") for name in ("pure_bf16", "bf16"))
+    assert pure.id == mixed.id
+    assert pure.plan.precision.value == "bf16"
+    assert planned("train.precision=pure_bf16").plan.precision.value == "pure_bf16"
+
+
 def write_rows(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]

@@ -48,6 +48,11 @@ def adapter(train: Train) -> RunFolder:
     return train("name=adapter", "peft=lora", "train.learning_rate=0.05")
 
 
+@pytest.fixture(scope="session")
+def adapter_on_bf16(train: Train) -> RunFolder:
+    return train("name=on_bf16", "peft=lora", "train.learning_rate=0.05", "train.precision=bf16")
+
+
 @pytest.fixture
 def messages_file(tmp_path: Path) -> Path:
     """Three conversations that no training saw."""

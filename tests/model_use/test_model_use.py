@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft_experiments.errors import RunFolderError
@@ -18,12 +19,17 @@ from tests.results.sweep_factory import write_run
 PROMPT = [{"role": "user", "content": "largest of 7 4 1"}]
 
 
-@pytest.mark.parametrize("kind", ["trained", "adapter"])
+ON_BF16 = pytest.param("adapter_on_bf16", marks=pytest.mark.slow)
+OF_BF16 = 1e-4  # relative: padded and packed rows round differently
+
+
+@pytest.mark.parametrize("kind", ["trained", "adapter", ON_BF16])
 def test_evaluating_on_its_own_data_gives_the_recorded_objective(kind: str, request: pytest.FixtureRequest) -> None:
     folder: RunFolder = request.getfixturevalue(kind)
     record = read_record(folder)
     metrics, samples = evaluate_run(folder.path)
-    assert metrics["eval/loss"] == pytest.approx(record.objective, abs=1e-6)
+    relative = OF_BF16 if kind == "adapter_on_bf16" else 0.0
+    assert metrics["eval/loss"] == pytest.approx(record.objective, rel=relative, abs=1e-6)
     assert metrics["eval/exact_match"] == record.metrics["eval/exact_match"]
     assert len(samples) == 2
 
@@ -80,7 +86,9 @@ def test_an_export_loads_with_transformers_alone_and_answers_the_same(trained: R
     assert not (out / "training_args.bin").exists()
 
 
-def test_an_adapter_is_exported_merged(adapter: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["adapter", ON_BF16])
+def test_an_adapter_is_exported_merged(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    adapter: RunFolder = request.getfixturevalue(kind)
     out = export_run(adapter, tmp_path / "model")
     assert not (out / "adapter_config.json").exists()
     merged, own = AutoModelForCausalLM.from_pretrained(out), load_trained(adapter, device="cpu")
@@ -89,6 +97,7 @@ def test_an_adapter_is_exported_merged(adapter: RunFolder, tmp_path: Path) -> No
         torch.testing.assert_close(merged(ids).logits, own.model(ids).logits, atol=1e-4, rtol=1e-4)
         own.model.disable_adapter_layers()
         assert (merged(ids).logits - own.model(ids).logits).abs().max() > 0.01  # the adapter did something
+    assert {one.dtype for one in load_file(out / "model.safetensors").values()} == {torch.float32}  # merged in it too
 
 
 def test_an_export_never_mixes_with_what_is_there(trained: RunFolder, tmp_path: Path) -> None:

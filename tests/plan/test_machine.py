@@ -93,6 +93,16 @@ def test_bf16_needs_ampere(on_gpus: Machine, capability: float, expected: str) -
     assert resolve_precision(Precision.auto, "cuda").value == expected
 
 
+def test_the_precision_says_what_adapters_leave_in_bf16_and_that_they_are_fp32(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a"))
+    for wanted in (Precision.auto, Precision.pure_bf16):
+        choice = resolve_precision(wanted, "cuda", adapters=True)
+        assert choice.value == "bf16"
+        assert "frozen weights in bf16, adapters in fp32" in choice.reason
+    assert "fp32 parameters" in resolve_precision(Precision.auto, "cuda").reason
+    assert resolve_precision(Precision.fp32, "cuda", adapters=True).value == "fp32"
+
+
 @pytest.mark.parametrize(("flags", "expected"), [({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")])
 def test_bf16_on_cpu_needs_the_instructions(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str) -> None:
     monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))

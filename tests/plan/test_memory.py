@@ -97,6 +97,21 @@ def test_full_fine_tuning_costs_sixteen_bytes_a_weight_before_any_activation() -
     assert nothing.optimizer_peak == pytest.approx(16 * LLAMA_8B.parameters)
 
 
+def test_frozen_weights_cost_two_bytes_under_bf16_and_no_copy() -> None:
+    work = replace(WORK, method="lora", lora_r=16, checkpointing=True, per_device_batch=1, length=4096)
+    adapters = LLAMA_8B.lora_parameters(16)
+    estimate = estimate_memory(LLAMA_8B, work)
+    assert estimate.weights == 2 * LLAMA_8B.parameters + 4 * adapters
+    assert estimate.gradients == 4 * adapters and estimate.optimizer_state == 8 * adapters
+    assert estimate.weight_casts <= 2 * adapters
+    assert estimate.total < 22 * GIB  # in fp32 the weights alone are 30
+    fp32 = estimate_memory(LLAMA_8B, replace(work, precision="fp32"))
+    assert fp32.weights == 4 * (LLAMA_8B.parameters + adapters)
+    rest = LLAMA_8B.parameters - LLAMA_8B.linear_parameters
+    quantised = estimate_memory(LLAMA_8B, replace(work, method="qlora"))
+    assert quantised.weights == pytest.approx((0.5 + 1 / 64) * LLAMA_8B.linear_parameters + 2 * rest + 4 * adapters)
+
+
 def test_every_saving_saves() -> None:
     assert total(replace(WORK, checkpointing=True)) < total(WORK)
     assert total(replace(WORK, per_device_batch=1)) < total(WORK)
