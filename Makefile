@@ -59,6 +59,12 @@ browser:
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; } || \
 	  echo "no chromium and chromedriver here: the browser tests of the report will be skipped"
 
+# A pretrained chat model of 135 million weights is trained too, where it was made: in the cache, once, in about a minute.
+# Elsewhere those tests are skipped, loudly, unless SFT_REQUIRE_REAL_MODEL=1.
+.PHONY: real-model
+real-model: $(READY) ## make the pretrained model of the tests: 93 MB to download, 540 MB on disk
+	$(BIN)/python -m tests.real_model
+
 .PHONY: bench
 bench: $(READY) ## measure against what one would run instead: an hour and a half on two cores (docs/performance.md)
 	$(BIN)/python -m benchmarks.run_all $(BENCH)

@@ -12,6 +12,7 @@ import pytest
 
 from sft_experiments.plan import gpus
 from tests.plan.fake_nvml import Card, Driver, install
+from tests.real_model import real_model_folder
 
 Sft = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -24,6 +25,20 @@ SWEEP_OF_FOUR = [
     "train.max_steps=12",
     "name=four",
 ]
+
+
+def skip_unless_required(what_is_missing: str, variable: str) -> None:
+    """Skip this test, loudly; where ``variable`` is set (continuous integration) fail instead."""
+    pytest.fail(what_is_missing) if os.environ.get(variable) else pytest.skip(what_is_missing)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, a pretrained chat model with a template of its own. Do not change it."""
+    folder = real_model_folder()
+    if not folder.is_dir():
+        skip_unless_required("NO PRETRAINED MODEL WAS TRAINED: make real-model makes it", "SFT_REQUIRE_REAL_MODEL")
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -22,11 +22,12 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # the Hub's oldest models have n
 def check_model_source(model: ModelConfig) -> Optional[str]:
     """Look at a folder or ask the Hub, without loading weights. Returns the commit of a Hub model, else None.
 
-    Raises ``ModelError`` for a folder that is missing or holds no causal language model, damaged weight files, remote
-    code without its flag, and a Hub model that is absent, gated, or neither cached nor reachable.
+    Raises ``ModelError`` for a folder that is missing or holds no causal language model, GGUF, damaged weight files,
+    remote code without its flag, and a Hub model that is absent, gated, or neither cached nor reachable.
     """
     if model.source is ModelSource.random:
         return None
+    _check_no_gguf(model.name)
     folder = Path(model.name).expanduser()
     if folder.is_dir():
         _check_folder(folder, model)
@@ -34,6 +35,22 @@ def check_model_source(model: ModelConfig) -> Optional[str]:
     if not HUB_ID.fullmatch(model.name):
         raise ModelError(f"model.name={model.name}: no such folder (looked in {Path.cwd()}), and not a Hub id")
     return _check_hub(model)
+
+
+def _check_no_gguf(name: str) -> None:
+    """GGUF is for inference: transformers reads it, but saves neither model nor checkpoint in it."""
+    path = Path(name).expanduser()
+    files = [path] if name.lower().endswith(".gguf") else sorted(path.glob("*.gguf"))
+    if files and not _weight_files(path):
+        raise ModelError(
+            f"model.name={name}: {files[0].name} is GGUF, which cannot be trained; convert it once with transformers:"
+            f" AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file={files[0].name!r}, quantization_config="
+            "GgufConfig(dequantize=True)).save_pretrained(NEW), and the tokenizer likewise (docs/models.md)"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
 
 
 def _check_folder(folder: Path, model: ModelConfig) -> None:
@@ -75,10 +92,9 @@ def _check_weight_files(folder: Path) -> None:
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"model.name={folder}: {len(missing)} of {len(shards)} shards are missing: {missing[0]}")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and not list(folder.glob("pytorch_model*.bin")):
+    if not _weight_files(folder):
         raise ModelError(f"model.name={folder} has no weights: neither *.safetensors nor pytorch_model*.bin")
-    for file in files:
+    for file in sorted(folder.glob("*.safetensors")):
         expected = _safetensors_size(file)
         if file.stat().st_size != expected:
             raise ModelError(f"{file} is damaged: {file.stat().st_size} bytes, its header says {expected}")
@@ -272,8 +288,9 @@ def size_class_of(name: str, revision: Optional[str] = None) -> str:
     """The size class of a local folder or Hub id, without loading weights.
 
     A model's config is read from its folder or from the local Hub cache; failing that, a size in the name counts
-    ("Qwen3-8B"). Raises ``ModelError`` when neither tells.
+    ("Qwen3-8B"). Raises ``ModelError`` when neither tells, and for GGUF.
     """
+    _check_no_gguf(name)
     config = model_config_file(name, revision)
     if config is None and (hint := inner_model(Path(name).expanduser())):
         raise ModelError(f"model.name={name}: no config.json in this folder{hint}")

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.errors import ModelError
-from sft_experiments.models.shape import check_model_source
+from sft_experiments.models.shape import check_model_source, size_class_of
 from sft_experiments.schema import ModelConfig, ModelSource
 from sft_experiments.training.model import check_loaded_model
 
@@ -95,6 +95,26 @@ def test_remote_code_needs_its_flag(folder):
 def test_missing_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
     refused(folder, "has no weights")
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_folder_of_gguf_alone_is_refused_with_the_way_out(folder, with_config):
+    (folder / "model.safetensors").rename(folder / "tiny.Q4_1.gguf")
+    if not with_config:
+        (folder / "config.json").unlink()
+    refused(folder, r"tiny\.Q4_1\.gguf is GGUF.*from_pretrained\(FOLDER, gguf_file='tiny\.Q4_1\.gguf'\)")
+    with pytest.raises(ModelError, match="is GGUF"):  # model=hub asks for the size before all else
+        size_class_of(str(folder))
+
+
+@pytest.mark.parametrize("name", ["someone/models/tiny.Q4_1.gguf", "someone/tiny.gguf", "tiny.GGUF"])
+def test_a_gguf_file_is_no_model_wherever_it_is(name):
+    refused(name, r"tiny\S* is GGUF, which cannot be trained")
+
+
+def test_a_gguf_file_beside_the_weights_is_left_alone(folder):
+    (folder / "tiny.Q4_1.gguf").touch()
+    assert check_model_source(config_of(folder)) is None
 
 
 def test_a_download_that_stopped_early_is_found_by_its_size(folder):

@@ -5,7 +5,6 @@ loudly; with ``SFT_REQUIRE_BROWSER=1`` (continuous integration) their absence is
 """
 
 import base64
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from sft_experiments.report.publish import write_report
 from sft_experiments.runs.record import Status
+from tests.conftest import skip_unless_required
 from tests.report.test_page import HOSTILE
 from tests.results.sweep_factory import write_extras, write_grid, write_run
 
@@ -36,8 +36,7 @@ def _missing() -> str | None:
 def browser() -> Iterator[Any]:
     missing = _missing()
     if missing:
-        message = f"THE REPORT WAS NOT TESTED IN A BROWSER: {missing}"
-        pytest.fail(message) if os.environ.get("SFT_REQUIRE_BROWSER") else pytest.skip(message)
+        skip_unless_required(f"THE REPORT WAS NOT TESTED IN A BROWSER: {missing}", "SFT_REQUIRE_BROWSER")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
