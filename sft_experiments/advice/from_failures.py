@@ -5,7 +5,7 @@ from collections import Counter
 from sft_experiments.advice.evidence import HIGH, MEDIUM, Advice
 from sft_experiments.results.rank import Comparison
 from sft_experiments.results.recipes import train_command
-from sft_experiments.runs.record import Status
+from sft_experiments.runs.record import Phase, Status
 
 
 def all_failed(comparison: Comparison) -> Advice | None:
@@ -22,7 +22,7 @@ def all_failed(comparison: Comparison) -> Advice | None:
     if status is Status.diverged and isinstance(rate, float):
         lowest = min(run.values["train.learning_rate"] for run in failed if "train.learning_rate" in run.values)
         action, changes = "Divide the lowest learning rate by 3.", {"train.learning_rate": float(f"{lowest / 3:.2g}")}
-    elif status is Status.oom:
+    elif status is Status.oom and cause is not None and cause.phase in {None, Phase.training.value}:
         action = "Trade time for memory: activation checkpointing, then LoRA, then shorter rows."
         changes = {"train.activation_checkpointing": True}
     else:

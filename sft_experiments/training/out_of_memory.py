@@ -27,9 +27,9 @@ TEXTS = (
     "CUBLAS_STATUS_ALLOC_FAILED",  # torch aten/src/ATen/cuda/Exceptions.h; cuBLAS: its workspace or handle
     "CUDNN_STATUS_ALLOC_FAILED",  # the same file; cuDNN 8
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # cuDNN 9, cudnnStatus_t
-    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",  # cuDNN 9's name of CUDNN_STATUS_ALLOC_FAILED
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",  # cuDNN 9, cudnnStatus_t
     "Cuda failure 'out of memory'",  # NCCL src/include/checks.h, told by torch's DistBackendError as "Last error"
-    "Cuda failure 2 'out of memory'",  # the same since NCCL 2.18
+    "Cuda failure 2 'out of memory'",  # the same as NCCL 2.20 prints it
     "Triton Error [CUDA]: out of memory",  # triton third_party/nvidia/backend/driver.c: loading a kernel
     "DefaultCPUAllocator: can't allocate memory",  # torch c10/core/impl/alloc_cpu.cpp
     "DefaultCPUAllocator: not enough memory",  # the same file, on Windows

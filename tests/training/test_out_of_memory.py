@@ -171,7 +171,7 @@ class Memory:
 
 
 def answered(tokenizer: Any, model: Any, together: Together) -> list[Answer]:
-    prompts = [Prompt([{"role": "user", "content": "ka to " * length}], "") for length in range(1, 8)]
+    prompts = [Prompt([{"role": "user", "content": "ka to " * length}], "mi") for length in range(1, 8)]
     return answer(model, tokenizer, prompts, max_new_tokens=4, together=together)
 
 

@@ -82,7 +82,8 @@ def act(arguments, step):
     file = Path(os.environ["PLANTED_FAULTS"])
     for number, fault in enumerate(json.loads(file.read_text())):
         concerns = all(getattr(arguments, name) == value for name, value in fault.get("in", {}).items())
-        if concerns and fault["at"] in (step, "every step") and not (fault.get("once") and happened(file, number)):
+        now = fault["at"] == step or (fault["at"] == "every step" and step != "evaluation")
+        if concerns and now and not (fault.get("once") and happened(file, number)):
             batches = arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size
             globals()[fault["do"]](micro_batch=batches[0], eval_batch=batches[1], fits=fault.get("fits"))
 
