@@ -102,7 +102,7 @@ def test_a_folder_of_gguf_alone_is_refused_with_the_way_out(folder, with_config)
     (folder / "model.safetensors").rename(folder / "tiny.Q4_1.gguf")
     if not with_config:
         (folder / "config.json").unlink()
-    refused(folder, r"tiny\.Q4_1\.gguf is GGUF.*from_pretrained\(FOLDER, gguf_file='tiny\.Q4_1\.gguf', quantization_config")
+    refused(folder, r"tiny\.Q4_1\.gguf is GGUF.*gguf_file='tiny\.Q4_1\.gguf', quantization_config=GgufConfig")
     with pytest.raises(ModelError, match="is GGUF"):  # model=hub asks for the size before all else
         size_class_of(str(folder))
 
