@@ -248,7 +248,7 @@ def _devices(trial: Trial) -> Iterator[Optional[str]]:
     if trial.plan.device.value != "cuda":
         yield None
         return
-    with booked(trial.config.compute, trial.plan.batch.num_devices) as found:
+    with booked(trial.config.compute.devices, trial.plan.batch.num_devices) as found:
         yield ",".join(gpu.visible_as for gpu in found)
 
 

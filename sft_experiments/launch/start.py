@@ -175,6 +175,8 @@ class InProcess:
     def start(self, trial: Trial, devices: Optional[str] = None) -> "Ended":
         from sft_experiments.training.worker import run  # slow: torch, transformers, trl, 5 s
 
+        if devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
         return Ended(run(trial.folder, trial.plan.threads))
 
     def wait(self, workers: Sequence[Worker], seconds: float) -> None:

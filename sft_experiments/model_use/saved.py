@@ -12,6 +12,7 @@ from sft_experiments.config.load import as_mapping, from_plain
 from sft_experiments.config.recorded import completed
 from sft_experiments.errors import ModelError, RunFolderError, first_line
 from sft_experiments.files import read_json
+from sft_experiments.launch.booking import show_one_gpu
 from sft_experiments.plan.machine import resolve_device
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import Record, read_record
@@ -46,6 +47,8 @@ def load_trained(folder: RunFolder, merge: bool = False, device: str | None = No
     record = read_record(folder)
     config = from_plain(as_mapping(completed(record.config)))
     device = device or resolve_device(config.compute.device).value
+    if device == "cuda":
+        show_one_gpu()
     tokenizer = load_saved_tokenizer(folder)
     model = load_saved_model(folder, config, tokenizer, torch.float32 if device == "cpu" else torch.bfloat16, merge)
     model.to(device).eval()

@@ -19,6 +19,7 @@ from sft_experiments.data.formats import Answer
 from sft_experiments.data.prepare import PreparedData, prepare_data
 from sft_experiments.data.store import default_cache_dir
 from sft_experiments.errors import SftError, TrainingFailed
+from sft_experiments.launch.booking import show_one_gpu
 from sft_experiments.launch.retry import what_helps
 from sft_experiments.launch.trial import Trial
 from sft_experiments.models.shape import shape_of
@@ -71,6 +72,8 @@ class SanityReport:
 def check_trial(trial: Trial, num_rows: int, num_steps: int) -> SanityReport:
     """Run the check. Whatever is wrong becomes an item; nothing is raised for a fault of data, model or settings."""
     report = SanityReport()
+    if trial.plan.device.value == "cuda":
+        show_one_gpu(trial.config.compute.devices)
     with _Fault(report, "data", trial.config):
         report.tokenizer = load_tokenizer(trial.config.model)
         cache = default_cache_dir()

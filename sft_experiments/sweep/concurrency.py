@@ -35,7 +35,7 @@ def concurrent_trials(master: DictConfig, cells: int) -> int:
         return min(configured, cells)
     device = resolve_device(Device(master.compute.device), master.compute.devices).value
     if device == "cuda":
-        return max(1, min(len(candidates(master.compute)) // int(master.compute.num_devices), cells))
+        return max(1, min(len(candidates(master.compute.devices)) // int(master.compute.num_devices), cells))
     if device == "mps":
         return 1
     return max(1, min(cpu_count() // _cores_per_trial(master), cells))
@@ -55,6 +55,6 @@ def slots(parallel: int, compute: ComputeConfig, device: str) -> Iterator[list[S
         yield [Slot(index) for index in range(parallel)]
         return
     size = compute.num_devices
-    with booked(compute, parallel * size) as found:
+    with booked(compute.devices, parallel * size) as found:
         names = [gpu.visible_as for gpu in found]
         yield [Slot(index, ",".join(names[index * size : (index + 1) * size])) for index in range(parallel)]

@@ -9,7 +9,6 @@ import pytest
 from sft_experiments.commands import doctor, run
 from sft_experiments.commands.doctor import Finding, examine
 from sft_experiments.launch.booking import booked
-from sft_experiments.schema import ComputeConfig
 from tests.plan.fake_nvml import Card
 
 
@@ -39,7 +38,7 @@ def test_a_missing_requirement_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_each_gpu_is_listed_with_who_has_it(on_gpus: Callable[..., None]) -> None:
     on_gpus(Card("GPU-a", used=61), Card("GPU-b"), Card("GPU-c"))
-    with booked(ComputeConfig(devices=None), 1):
+    with booked(None, 1):
         found = {finding.name: finding for finding in doctor._devices()}
     assert [found[f"GPU {index}"].state for index in range(3)] == ["note", "note", "ok"]
     assert "61 of 80 GiB in use by others" in found["GPU 0"].found

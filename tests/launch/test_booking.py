@@ -1,20 +1,21 @@
 """No two runs of ours meet on a GPU, and none takes one that others fill, unless the user says so."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from sft_experiments.errors import ConfigError
-from sft_experiments.launch.booking import booked, candidates
-from sft_experiments.schema import ComputeConfig
+from sft_experiments.launch.booking import booked, candidates, show_one_gpu
+from sft_experiments.plan.gpus import VISIBLE, gpus
 from tests.plan.fake_nvml import Card, cards
 
-ANY = ComputeConfig(devices=None)
+ANY = None
 
 
-def indices(compute: ComputeConfig) -> list[int]:
-    return [gpu.index for gpu in candidates(compute)]
+def indices(named: list[str] | None) -> list[int]:
+    return [gpu.index for gpu in candidates(named)]
 
 
 def test_gpus_that_others_fill_are_left_to_them(on_gpus) -> None:
@@ -44,7 +45,7 @@ def test_two_runs_do_not_meet_on_a_gpu(on_gpus) -> None:
 
 def test_gpus_that_are_named_are_shared(on_gpus) -> None:
     on_gpus(Card("GPU-a", used=61), Card("GPU-b"))
-    named = ComputeConfig(devices=["1", "0"])
+    named = ["1", "0"]
     with booked(named, 1) as first, booked(named, 1) as second:
         assert [gpu.index for gpu in (*first, *second)] == [1, 1]
         assert indices(ANY) == [0]  # the other is held
@@ -69,3 +70,16 @@ with ExitStack() as held:
     other.wait()
     other.stdout.close()
     assert indices(ANY) == [0]
+
+
+def test_work_inside_this_process_sees_one_gpu_and_the_idlest(on_gpus, monkeypatch) -> None:
+    on_gpus()
+    show_one_gpu()
+    assert VISIBLE not in os.environ
+    monkeypatch.setenv(VISIBLE, "0,1,2")  # put back afterwards
+    on_gpus(Card("GPU-a", used=61), Card("GPU-b"), Card("GPU-c"), visible="0,1,2")
+    with booked(ANY, 1):
+        show_one_gpu()
+    assert os.environ[VISIBLE] == "GPU-c"
+    show_one_gpu(["2"])
+    assert [gpu.index for gpu in gpus()] == [2]
