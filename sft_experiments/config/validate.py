@@ -34,6 +34,9 @@ from sft_experiments.schema import (
 )
 from sft_experiments.values import flatten, format_value
 
+# That train and resume with weights in parts, over two ranks (tests/training/test_sharded.py). Not so: adafactor (mixes
+# whole and sharded tensors), adagrad (keeps its state by the whole ones), sgd (nothing to resume), all of bitsandbytes.
+SHARDED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "rmsprop")
 ATTENTION = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", "sft_packed"]
 
 
@@ -110,8 +113,9 @@ def _sharding(config: Config) -> Iterator[str]:
         yield "compute.fsdp=true shares a model out over devices: give compute.num_devices above 1"
     if config.peft.method is PeftMethod.qlora:
         yield "compute.fsdp=true with peft=qlora is not offered: use peft=lora"
-    if "8bit" in config.train.optim:
-        yield f"compute.fsdp=true with train.optim={config.train.optim} is not offered: use adamw_torch_fused"
+    if config.train.optim not in SHARDED_OPTIMIZERS:
+        tried = ", ".join(SHARDED_OPTIMIZERS)
+        yield f"compute.fsdp=true with train.optim={config.train.optim} is not offered: use one of {tried}"
 
 
 def _cadence(config: Config) -> Iterator[str]:

@@ -258,14 +258,15 @@ def trial_id(config: Config, plan: Plan, content: dict[str, str], all_are_read: 
 
 
 def formats_version(config: Config, precision: str) -> dict[str, int]:
-    """Sets apart what 0.1.0 trained with other numbers: LoRA under bf16 (on an fp32 base), QLoRA (adapters in bf16).
+    """Sets apart what 0.1.0 trained with other numbers.
 
-    And random weights in bf16, which it drew in that format.
+    LoRA under bf16 had an fp32 base, QLoRA adapters in bf16; FSDP summed bf16 gradients and rounded the loss to bf16;
+    random weights in bf16 were drawn in that format.
     """
-    method, is_random = config.peft.method, config.model.source is ModelSource.random
+    is_random = config.model.source is ModelSource.random
     differs = {
-        PeftMethod.none: precision == "pure_bf16" and is_random,
-        PeftMethod.lora: precision == "bf16",
-        PeftMethod.qlora: True,
+        "fp32": config.peft.method is PeftMethod.qlora,
+        "bf16": config.peft.method is not PeftMethod.none or config.compute.fsdp,
+        "pure_bf16": is_random,
     }
-    return {"formats": 2} if differs[method] else {}
+    return {"formats": 2} if differs[precision] else {}

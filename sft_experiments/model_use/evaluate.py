@@ -78,11 +78,12 @@ def _trainer(trial: Trial, model: Any, tokenizer: Any, data: PreparedData, scrat
     """The training's own trainer, which only evaluates here."""
     steps = plan_steps(len(data.train), trial.config.train.effective_batch_size, 1)
     plan = replace(trial.plan, steps=steps, attention=Choice("sdpa", "nothing is packed"))
-    # Neither trackers nor an adapter of its own: the model comes as it was saved.
+    # Neither trackers nor an adapter of its own: the model comes as it was saved, and whole.
     config = replace(
         trial.config,
         logger=replace(trial.config.logger, trackers=[]),
         peft=replace(trial.config.peft, method=PeftMethod.none),
+        compute=replace(trial.config.compute, fsdp=False),
     )
     arguments = training_arguments(config, plan, scratch, resumes=True)
     arguments.packing = False

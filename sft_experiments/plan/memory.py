@@ -121,15 +121,16 @@ def _gathered(shape: Shape, work: Workload) -> float:
     """What FSDP holds whole in the backward pass: the embeddings and the head, and some layers.
 
     The layer at work; the next one, in the buffer that it arrives in and copied out of it, beside the part that was
-    sent; when it is trained, its gradient, again in the buffer that is summed over ranks, and the part that is kept.
+    sent; when it is trained, its gradient, again in the buffer that is summed over ranks, and the part that is kept,
+    both in fp32.
     https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html (prefetching, one buffer for each layer)
     """
     wide = 4 if work.precision == "fp32" else 2
     layer = shape.linear_parameters / shape.layers + 2 * shape.hidden
     rest = shape.vocabulary * shape.hidden * (1 if shape.tied else 2) + shape.hidden
     part = 1 / work.devices
-    layers = 3 + part + (2 + part if work.method == "full" else 0)
-    return wide * (rest + layers * layer)
+    gradient = wide + 4 * (1 + part) if work.method == "full" else 0
+    return wide * rest + (wide * (3 + part) + gradient) * layer
 
 
 def _weights(shape: Shape, work: Workload) -> float:

@@ -201,11 +201,11 @@ def _judge(report: SanityReport, before: Probe, after: Probe) -> None:
 
 
 def short_config(config: Config, num_steps: int) -> Config:
-    """The run's own settings, without trackers, evaluations and checkpoints."""
+    """The run's own settings, without trackers, evaluations and checkpoints, in one process."""
     short = copy.deepcopy(config)
     short.train.max_steps, short.train.logging_steps = num_steps, 1
     short.train.eval_on_start = short.train.load_best_model_at_end = False
-    short.logger.trackers = []
+    short.logger.trackers, short.compute.fsdp = [], False
     short.train.extra |= {"save_strategy": "no"}
     return short
 

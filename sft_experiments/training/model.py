@@ -1,5 +1,6 @@
 """Load the model, or build it at random, in the precision and with the attention that the plan chose."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.initialization import no_init_weights
 
 from sft_experiments.data.sources import build_demo_tokenizer
 from sft_experiments.data.template import read_template
@@ -33,6 +35,48 @@ def load_model(config: Config, tokenizer: PreTrainedTokenizerBase, precision: st
         model = _pretrained(config, dtype, attention)
     model.config.use_cache = False
     return model
+
+
+def hollow_model(config: Config, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+    """The model without its values, for a rank that is sent its part of them: memory is reserved and never touched.
+
+    Not on the meta device: accelerate tells an optimizer's weights apart by their addresses (1.15, _prepare_fsdp2).
+    """
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(
+            architecture(config.model, tokenizer),
+            attn_implementation=attention,
+            dtype=torch.float32,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+    assert isinstance(model, PreTrainedModel)
+    model.tie_weights()
+    model.config.use_cache = False
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All of a loaded model that a hollow one needs to be its equal, but for the values of its weights."""
+
+    dtypes: dict[str, torch.dtype]
+    generation_config: Any
+
+
+def outline(model: PreTrainedModel) -> Outline:
+    return Outline({name: one.dtype for name, one in model.named_parameters()}, model.generation_config)
+
+
+def take_outline(hollow: PreTrainedModel, known: Outline) -> None:
+    """Give a hollow model the number formats of the loaded one, and what its answers are generated with."""
+    for name, one in hollow.named_parameters():
+        one.data = torch.empty_like(one, dtype=known.dtypes[name])
+    hollow.generation_config = known.generation_config
+
+
+def saved_buffers(model: torch.nn.Module) -> set[str]:
+    """Names of the buffers that are saved with the weights, such as an expert router's bias: few models have any."""
+    return set(model.state_dict()) & {name for name, _ in model.named_buffers()}
 
 
 def architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Optional
+from typing import Any, Optional
 
 import psutil
 import torch.distributed
@@ -18,8 +18,12 @@ from accelerate import PartialState
 
 from sft_experiments.schema import Config, TerminalMode
 
-LONGEST_WAIT = timedelta(hours=12)  # for the first rank, which may be preparing the data
+LONGEST_WAIT = timedelta(hours=12)  # for the first rank, which may be preparing the data or fetching the model
+# For one another while training: a rank that is gone is missed within it, and whole checkpoints are written in less.
+# It is what transformers takes by default (ddp_timeout); NCCL alone waits 10 minutes.
+COLLECTIVE_WAIT = timedelta(minutes=30)
 POLL_SECONDS = 0.5
+_patient: list[torch.distributed.ProcessGroup] = []  # all ranks, for waits of any length: over gloo, without a device
 
 
 def this_rank() -> int:
@@ -33,11 +37,13 @@ def num_ranks() -> int:
 def meet(device: str) -> None:
     """Join the other ranks, over gloo on the CPU and NCCL on CUDA; each takes its own device."""
     if num_ranks() > 1:
-        PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
+        PartialState(cpu=device == "cpu", timeout=COLLECTIVE_WAIT)
+        _patient.append(torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
 def part() -> None:
     """The counterpart, for an end in order: an end by failure must not wait for the others."""
+    _patient.clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -49,12 +55,19 @@ def wait_for_all() -> None:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """The others run the block when the first has."""
-    if num_ranks() == 1:
-        yield
-    else:
-        with PartialState().main_process_first():
-            yield
+    """The others run the block when the first has, however long that one takes to get there."""
+    if num_ranks() > 1 and this_rank() > 0:
+        torch.distributed.barrier(_patient[0])
+    yield
+    if num_ranks() > 1 and this_rank() == 0:
+        torch.distributed.barrier(_patient[0])
+
+
+def of_first_rank(value: Any) -> Any:
+    """The first rank's value on all, however long it takes to come."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0, group=_patient[0])
+    return values[0]
 
 
 def largest(value: int) -> int:

@@ -41,8 +41,24 @@ from sft_experiments.training.callbacks import (
     step_of,
 )
 from sft_experiments.training.generate import Together, answer_validation
-from sft_experiments.training.model import architecture, check_loaded_model, load_model, load_tokenizer
-from sft_experiments.training.process_group import first_rank_first, largest, wait_for_all
+from sft_experiments.training.model import (
+    architecture,
+    check_loaded_model,
+    hollow_model,
+    load_model,
+    load_tokenizer,
+    outline,
+    saved_buffers,
+    take_outline,
+)
+from sft_experiments.training.process_group import (
+    first_rank_first,
+    largest,
+    num_ranks,
+    of_first_rank,
+    this_rank,
+    wait_for_all,
+)
 from sft_experiments.training.trainer import ExperimentTrainer, build_trainer
 from sft_experiments.values import GIB
 
@@ -99,7 +115,8 @@ def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the 
     with run.clock("model"), during(Phase.loading):
         model, attention = load(run.config, run.plan, tokenizer, data)
         run.learn(attention=attention)
-        record.notes += check_loaded_model(model, tokenizer)
+        if this_rank() == 0:  # the others have the same weights, or none yet
+            record.notes += check_loaded_model(model, tokenizer)
     with first_rank_first():  # it sets broken ones aside
         checkpoint, notes = newest_complete(run.folder.checkpoints)
     record.notes += notes
@@ -173,7 +190,26 @@ def load(
         plan.precision.value,
         architecture(config.model, tokenizer),
     )
+    if config.compute.fsdp and num_ranks() > 1:
+        return load_once(config, plan, tokenizer, attention.value), attention
     return load_model(config, tokenizer, plan.precision.value, attention.value), attention
+
+
+def load_once(config: Config, plan: Plan, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+    """The weights on the first rank; the others get a hollow model, and their parts when accelerate shards it.
+
+    accelerate distributes weights, not buffers: a model that saves some is loaded by every rank.
+    """
+    if this_rank() == 0:
+        model = load_model(config, tokenizer, plan.precision.value, attention)
+        of_first_rank(outline(model))
+        return model
+    known = of_first_rank(None)
+    model = hollow_model(config, tokenizer, attention)
+    if saved_buffers(model):
+        return load_model(config, tokenizer, plan.precision.value, attention)
+    take_outline(model, known)
+    return model
 
 
 def identity_of(record: Record, resumed_step: int) -> RunIdentity:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -26,7 +27,7 @@ from sft_experiments.runs.record import Phase, during
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import own_schedule
 from sft_experiments.training.loss_head import LABELLED_ROWS, LossSums, add_loss_head, choose_loss_head, sums_from_fused
-from sft_experiments.training.model import adapter_config, train_adapters_in_fp32
+from sft_experiments.training.model import adapter_config, saved_buffers, train_adapters_in_fp32
 from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 # Decoders for which a right-padded batch gives the same result with and without its attention mask (each one is
@@ -57,8 +58,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
             train_adapters_in_fp32(model)
             model = model.get_base_model()
         self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.is_fsdp_enabled:  # else each rank would collect whole gradients over the micro-batches of a step
-            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+        if self.is_fsdp_enabled:
+            self._shard_exactly(model)
         self.loss_head = choose_loss_head(model, self.args.device.type, self._sharded)
         if self.loss_head.value == LABELLED_ROWS:
             add_loss_head(model)
@@ -71,6 +72,15 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self.answer_bytes = 0  # of the evaluation set's answers; above 0: ``eval_nats_per_byte`` is measured as well
         self.own_schedule: Callable[[torch.optim.Optimizer, int, int], Any] | None = None  # of warmup and all steps
         self.extra_metrics: Callable[[], dict[str, float]] | None = None  # more ``eval_...`` numbers per evaluation
+
+    def _shard_exactly(self, model: nn.Module) -> None:
+        """FSDP as it is planned and reported, where accelerate's own settings differ. Before the model is sharded."""
+        # else each rank would collect whole gradients over the micro-batches of a step
+        self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+        plugin = self.accelerator.state.fsdp_plugin
+        plugin.cpu_ram_efficient_loading = not saved_buffers(model)  # the first rank sends its weights: run.load_once
+        if self.args.bf16:  # accelerate would sum gradients over ranks in bf16, and round every token's loss to it
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The schedule by its name; one of the user's own takes the place of the constant one that upstream made."""

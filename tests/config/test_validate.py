@@ -59,6 +59,9 @@ CONTRADICTIONS = {
     "compute.fsdp=true with train.optim=adamw_8bit is not offered": [
         *("compute.fsdp=true", "compute.num_devices=2", "train.optim=adamw_8bit"),
     ],
+    "train.optim=adafactor is not offered: use one of adamw_torch_fused": [
+        *("compute.fsdp=true", "compute.num_devices=2", "train.optim=adafactor"),
+    ],
 }
 
 

@@ -73,11 +73,14 @@ def test_sharded_trials_have_ids_of_their_own(planned) -> None:
     assert planned("compute.num_devices=2", "compute.fsdp=true").id != planned("compute.num_devices=2").id
 
 
-# The ids that 0.1.0 gave these: it trained adapters on an fp32 base under bf16, and adapters of a 4-bit base in bf16.
+# The ids that 0.1.0 gave these: it trained adapters on an fp32 base under bf16, and adapters of a 4-bit base in bf16,
+# and under FSDP it rounded losses and sums of gradients to bf16.
 ADAPTERS_OF_0_1_0 = {
     "peft=lora train.precision=fp32": ("76301debc45a", True),
     "peft=lora train.precision=bf16": ("94baa09228c5", False),
     "peft=qlora model=hub model.name=owner/model model.size_class=1b_3b train.precision=fp32": ("2059d8211c2d", False),
+    "compute.num_devices=2 compute.fsdp=true train.precision=bf16": ("ba23f80d142e", False),
+    "compute.num_devices=2 compute.fsdp=true train.precision=fp32": ("721429f3c5a8", True),
 }
 
 

@@ -34,6 +34,20 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_gpus: Any) -> Any
     return plan
 
 
+@pytest.mark.parametrize(("settings", "expected"), [([], "fits"), (["peft=none"], "will not fit")])
+def test_the_70b_example_of_the_documents_fits_as_it_stands_there(
+    settings: list[str], expected: str, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (example,) = [line for line in document.splitlines() if line.startswith("sft ") and "llama3_3_70b" in line]
+    monkeypatch.setattr(derive, "check_device_count", lambda *_: None)
+    trial = on_gpu(80, *example.removesuffix(" ...").split()[2:], "train.effective_batch_size=64", *settings)
+    shape = shape_of(trial.config.model)
+    assert shape is not None
+    estimate = estimate_memory(shape, derive.workload(trial.config, trial.plan, None))
+    assert derive.verdict(estimate, 80 * GIB) == expected
+
+
 def test_auto_takes_the_largest_batch_that_fits(on_gpu: Any) -> None:
     chosen = {}
     for memory in (64, 80, 140):

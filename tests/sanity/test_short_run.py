@@ -61,6 +61,10 @@ def test_packed_rows_and_adapters_are_checked_too() -> None:
     assert failed_items(report) == {}
 
 
+def test_a_run_that_is_to_be_shared_out_is_checked_whole_in_one_process() -> None:
+    assert failed_items(checked("compute.device=cpu", "compute.num_devices=2", "compute.fsdp=true", steps=4)) == {}
+
+
 def write_rows(file: Path, answer: str, question: str = "What is {number} plus one?", count: int = 60) -> str:
     rows = [
         {

@@ -62,7 +62,7 @@ def faulty_environment(tmp_path_factory: pytest.TempPathFactory, sft_environment
     """The environment of workers into which faults can be planted; none are at first."""
     file = tmp_path_factory.mktemp("faults") / "faults.json"
     file.write_text("[]")
-    return {**sft_environment, "PYTHONPATH": str(FAULTS), "PLANTED_FAULTS": str(file)}
+    return {**sft_environment, "PYTHONPATH": f"{FAULTS}:{Path(__file__).parents[2]}", "PLANTED_FAULTS": str(file)}
 
 
 @pytest.fixture(scope="session")
