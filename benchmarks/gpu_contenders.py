@@ -125,9 +125,12 @@ def build_trainer(
         **spelled("train_sampling_strategy", "", "group_by_length" if how.grouped else "random"),
         **spelled("group_by_length", "", how.grouped),
     }
+    arguments = SFTConfig(**wanted)
+    if arguments.n_gpu > 1:  # the Trainer would spread each batch over all of them
+        arguments._n_gpu = 1
     trainer = SFTTrainer(
         model=build_model(size, device),
-        args=SFTConfig(**wanted),
+        args=arguments,
         train_dataset=rows,
         processing_class=build_tokenizer(),
         peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM") if size.lora else None,

@@ -2,13 +2,16 @@
 
 import gc
 import json
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import TrainerCallback
@@ -100,9 +103,18 @@ class Suite:
         name = label.replace(" ", "-")
         return gpu_product.settings(size, name, self.files(size, steps), steps, self.device)
 
-    def folder(self) -> Path:
-        """A new one, for the commands of one part."""
-        return Path(tempfile.mkdtemp(dir=self.root))
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A new one, for the commands of one part; with checkpoints in it, it would fill the disk if it stayed."""
+        with tempfile.TemporaryDirectory(dir=self.root) as folder:
+            yield Path(folder)
+
+    @contextmanager
+    def one_card(self) -> Iterator[None]:
+        """Commands see the first card only: a Trainer that sees several spreads each batch over them."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        with patch.dict(os.environ, {} if self.toy else {"CUDA_VISIBLE_DEVICES": visible}):
+            yield
 
 
 # ---- the models of each size
@@ -158,7 +170,8 @@ def train(suite: Suite, label: str, name: str) -> dict[str, Any]:
     if name in PEERS:
         return train_with_trl(suite.sizes[label], PEERS[name], suite.device)
     settings = [*suite.settings(label, WARM_UP + MEASURED), *COMMANDS[name]]
-    return gpu_product.train(suite.folder(), suite.budget.left(), settings)
+    with suite.folder() as folder:
+        return gpu_product.train(folder, suite.budget.left(), settings)
 
 
 def attempt(work: Callable[[], Any]) -> Any:
@@ -225,12 +238,13 @@ def sizes(suite: Suite) -> dict[str, Any]:
 
 
 def nine_cells(suite: Suite) -> dict[str, Any]:
-    """A 3x3 grid on the tiny model: `sft sweep` against TRL under Hydra's basic launcher; wall seconds."""
-    root, job = suite.folder(), Job(suite.swept_steps, device=suite.device)
-    world = build_world(root / "world")
+    """A 3x3 grid on the tiny model, on one card: `sft sweep` against TRL under Hydra's basic launcher; wall seconds."""
+    job = Job(suite.swept_steps, device=suite.device)
     contenders = {"sft sweep": grid.our_sweep, "TRL under Hydra": grid.hydra_trl}
-    seconds = {name: work(world, job, root / name)[1] for name, work in contenders.items()}
-    difference = grid.check_cells(job, root / "sft sweep", root / "TRL under Hydra", CELL_TOLERANCE)
+    with suite.folder() as root, suite.one_card():
+        world = build_world(root / "world")
+        seconds = {name: work(world, job, root / name)[1] for name, work in contenders.items()}
+        difference = grid.check_cells(job, root / "sft sweep", root / "TRL under Hydra", CELL_TOLERANCE)
     return {
         "cells": len(grid.cells(job)),
         "wall_seconds": seconds,
@@ -243,16 +257,14 @@ def pretrained(suite: Suite) -> dict[str, Any] | str:
     """2 x 2 cells of a pretrained model, full and with LoRA; their data are chats of a few hundred tokens."""
     if suite.model is None:
         return "skipped: --model names no pretrained model (make real-model makes one)"
-    root = suite.folder()
-    world = build_world(root / "world")
-    settings = [
-        *("model=hub", f"model.name={suite.model.resolve()}", f"compute.device={suite.device}", "sweep.check=false"),
-        *(*gpu_product.chat_files(world.data, 1024), *gpu_product.short_run(suite.swept_steps)),
-        "train.effective_batch_size=2,4",
-    ]
-    return {
-        name: gpu_product.sweep(root, suite.budget.left(), [*settings, *method]) for name, method in METHODS.items()
-    }
+    model = ["model=hub", f"model.name={suite.model.resolve()}", f"compute.device={suite.device}", "sweep.check=false"]
+    found = {}
+    for name, method in METHODS.items():
+        with suite.folder() as root:
+            data = gpu_product.chat_files(build_world(root / "world").data, 1024)
+            cells = ["train.effective_batch_size=2,4", *method, *gpu_product.short_run(suite.swept_steps)]
+            found[name] = gpu_product.sweep(root, suite.budget.left(), [*model, *data, *cells])
+    return found
 
 
 def several_cards(suite: Suite) -> dict[str, Any] | str:
@@ -265,21 +277,23 @@ def several_cards(suite: Suite) -> dict[str, Any] | str:
     axis = [*settings, f"train.learning_rate={rates}", "sweep.check=false"]
     found: dict[str, Any] = {"cards": suite.cards}
     for name, trials in {"one on each card": suite.cards, "one after another": 1}.items():
-        began = time.perf_counter()
-        swept = gpu_product.sweep(suite.folder(), suite.budget.left(), [*axis, f"sweep.concurrent_trials={trials}"])
-        found[name] = {"wall_seconds": time.perf_counter() - began, **swept}
+        with suite.folder() as root:
+            found[name] = gpu_product.sweep(root, suite.budget.left(), [*axis, f"sweep.concurrent_trials={trials}"])
     together = ["compute.num_devices=2", f"train.effective_batch_size={2 * size.batch}"]
-    found["one trial on two"] = gpu_product.train(suite.folder(), suite.budget.left(), [*settings, *together])
+    with suite.folder() as root:
+        found["one trial on two"] = gpu_product.train(root, suite.budget.left(), [*settings, *together])
     return found
 
 
 def idle(suite: Suite) -> dict[str, Any]:
     """Waits of the host and idle time of the device, for ours and for TRL with the same settings."""
     label, size = next(iter(suite.sizes.items()))
-    root = suite.folder()
     settings = suite.settings(label, PROFILED_STEPS)
-    run(python("-m", "benchmarks.gpu_idle", root / "idle.json", *settings), root, SFT_CACHE_DIR=str(root / "cache"))
-    return {OURS: json.loads((root / "idle.json").read_text()), SAME: idle_of_trl(size, PEERS[SAME], suite.device)}
+    with suite.folder() as root, suite.one_card():
+        file = root / "idle.json"
+        run(python("-m", "benchmarks.gpu_idle", file, *settings), root, SFT_CACHE_DIR=str(root / "cache"))
+        ours = json.loads(file.read_text())
+    return {OURS: ours, SAME: idle_of_trl(size, PEERS[SAME], suite.device)}
 
 
 def others(suite: Suite) -> dict[str, Any]:

@@ -7,6 +7,7 @@ metrics.jsonl, plan.json and record.json hold what became of it.
 import json
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,10 @@ def train(root: Path, seconds: float, arguments: Sequence[str]) -> dict[str, Any
 def sweep(root: Path, seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
     """`sft sweep` with these settings and axes; the figures of each cell."""
     arguments = ["sweep=lr_x_batch", *arguments]  # which is what `sft sweep` adds, and `sft plan` does not
-    planned = plan(root, arguments)
+    planned, began = plan(root, arguments), time.perf_counter()
     run_sft(root, seconds, "sweep", *arguments)
     return {
+        "wall_seconds": time.perf_counter() - began,
         "concurrent_trials": planned["concurrent_trials"],
         "cells": [{"axes": cell["axes"], **figures(root, cell)} for cell in planned["cells"]],
     }

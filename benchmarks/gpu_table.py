@@ -21,7 +21,9 @@ def markdown(result: dict[str, Any]) -> str:
 def machine(result: dict[str, Any]) -> str:
     environment = result["environment"]
     versions = {"python": environment["python"], **environment["versions"], **result["software"]}
-    return f"{result['device']} x {result['num_cards']}. " + ", ".join(f"{name} {one}" for name, one in versions.items())
+    return f"{result['device']} x {result['num_cards']}. " + ", ".join(
+        f"{name} {one}" for name, one in versions.items()
+    )
 
 
 def sizes(found: dict[str, Any]) -> str:

@@ -220,6 +220,15 @@ def test_a_part_of_the_gpu_suite_that_fails_is_told_and_fails_it(tmp_path: Path)
     assert "nothing" in reason and reason in markdown(result)
 
 
+@pytest.mark.parametrize(("tokens", "loss"), [(101, 2.0), (100, 2.1)])
+def test_speed_counts_only_where_ours_and_trl_trained_the_same(tokens: int, loss: float) -> None:
+    found = {"tokens": 100, "first_logged_loss": 2.0, "tokens_per_second": 10.0}
+    peer = {"tokens": tokens, "first_logged_loss": loss, "tokens_per_second": 5.0}
+    assert gpu_parts.judge({gpu_parts.OURS: found, gpu_parts.SAME: found})["gate"] == "passed"
+    judged = gpu_parts.judge({gpu_parts.OURS: found, gpu_parts.SAME: peer})
+    assert list(gpu_suite.failures({"sizes": judged})) and judged["times_best_trl"] == 2
+
+
 def test_a_toy_run_is_never_shown_as_a_result_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gpu_suite_toy.json").write_text("{}")
     monkeypatch.setattr("sys.argv", ["gpu_suite", "--table", "--results", str(tmp_path)])
