@@ -70,8 +70,8 @@ bench: $(READY) ## measure against what one would run instead: an hour and a hal
 	$(BIN)/python -m benchmarks.run_all $(BENCH)
 
 .PHONY: bench-gpu
-bench-gpu: $(READY) ## the same for one GPU, in nine minutes
-	$(BIN)/python -m benchmarks.gpu_suite
+bench-gpu: $(READY) ## the same for a GPU, in nine minutes
+	$(BIN)/python -m benchmarks.gpu_suite $(BENCH)
 
 .PHONY: check
 check: $(READY) ## lint, format check, types

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import (
     checkpoints,
     data_preparation,
+    gpu_parts,
+    gpu_product,
     gpu_suite,
     grid,
     halving,
@@ -20,6 +23,7 @@ from benchmarks import (
     trial_start,
 )
 from benchmarks.gpu_idle import covered
+from benchmarks.gpu_table import markdown
 from benchmarks.processes import python, run, sft
 from benchmarks.world import (
     Job,
@@ -163,21 +167,83 @@ def test_the_kernels_alone() -> None:
         assert all(run["loss_error"] < 1e-4 for run in case.values() if isinstance(run, dict))
 
 
-def test_the_gpu_suite_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--toy", "--parts", "kernels", "sizes", "idle", "--results", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["gpu_suite", *arguments])
-    monkeypatch.setattr(gpu_suite, "WARM_UP", 1)
-    monkeypatch.setattr(gpu_suite, "MEASURED", 5)
+def toy_suite(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str
+) -> Any:
+    """One toy model through these parts; the result, after the table was printed."""
+    monkeypatch.setattr(gpu_parts, "TOYS", {"toy LoRA": gpu_parts.TOYS["toy LoRA"]})
+    monkeypatch.setattr(gpu_parts, "METHODS", {"LoRA": gpu_parts.METHODS["LoRA"]})
+    monkeypatch.setattr("sys.argv", ["gpu_suite", "--toy", "--results", str(folder), *arguments])
     gpu_suite.main()
-    result = json.loads((tmp_path / "gpu_suite_toy.json").read_text())
-    assert result["toy"]["contenders"]["loss_difference"] < gpu_suite.LOSS_TOLERANCE
-    assert result["toy LoRA"]["best"] > 0
-    assert result["idle"]["ours"]["waits_per_step"]
+    assert "toy run, not a result" in capsys.readouterr().out
+    return json.loads((folder / "gpu_suite_toy.json").read_text())
 
 
-def test_the_gpu_suite_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    spent = gpu_suite.run_size(gpu_suite.TOYS["toy"], list(gpu_suite.CONTENDERS), "cpu", gpu_suite.Budget(1))
-    assert set(spent["contenders"].values()) == {"skipped: no time left"}
+def test_the_gpu_suite_trains_what_trl_trains_by_the_command_that_users_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = toy_suite(monkeypatch, capsys, tmp_path, "--parts", "kernels", "sizes", "idle")
+    toy = result["sizes"]["toy LoRA"]
+    ours, peer = toy["contenders"][gpu_parts.OURS], toy["contenders"][gpu_parts.SAME]
+    assert ours["tokens"] == peer["tokens"] and toy["loss_difference"] < 1e-3
+    assert toy["gate"] == "passed" and toy["times_best_trl"] > 0
+    assert ours["attention"] == "sft_packed" and ours["versions"]["trl"] and ours["planned_gib"] > 0
+    assert result["idle"][gpu_parts.OURS]["waits_per_step"] and result["software"]["flash-attn"]
+
+
+def test_the_gpu_suite_sweeps_a_pretrained_model_and_uses_all_cards(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = toy_suite(
+        monkeypatch, capsys, tmp_path, "--parts", "model", "cards", "--model", str(world.model), "--seconds", "900"
+    )
+    assert [len(cell["axes"]) for cell in result["model"]["LoRA"]["cells"]] == [2, 2, 2, 2]
+    assert all(cell["tokens_per_second"] > 0 for cell in result["model"]["LoRA"]["cells"])
+    assert result["cards"]["one on each card"]["concurrent_trials"] == 2
+    assert result["cards"]["one trial on two"]["batch"]["num_devices"] == 2
+
+
+def test_the_gpu_suite_ends_in_time(tmp_path: Path) -> None:
+    suite = gpu_parts.Suite(toy=True, root=tmp_path, budget=gpu_parts.Budget(1))
+    for part in ("sizes", "others"):
+        found = gpu_parts.PARTS[part].work(suite)
+    assert set(found["toy"]["contenders"].values()) == {gpu_parts.NO_TIME}
+    assert gpu_suite.measure(suite, ["grid"], tmp_path)["grid"] == gpu_parts.NO_TIME
+    with pytest.raises(gpu_product.CommandFailed, match="not done in 0 s"):
+        gpu_product.run_sft(tmp_path, 0, "plan", "--json")
+
+
+def test_a_part_of_the_gpu_suite_that_fails_is_told_and_fails_it(tmp_path: Path) -> None:
+    suite = gpu_parts.Suite(toy=True, root=tmp_path, budget=gpu_parts.Budget(500), model=tmp_path / "nothing")
+    result = gpu_suite.measure(suite, ["model"], tmp_path)
+    (reason,) = gpu_suite.failures(result)
+    assert "nothing" in reason and reason in markdown(result)
+
+
+@pytest.mark.parametrize(("tokens", "loss"), [(101, 2.0), (100, 2.1)])
+def test_speed_counts_only_where_ours_and_trl_trained_the_same(tokens: int, loss: float) -> None:
+    found = {"tokens": 100, "first_logged_loss": 2.0, "tokens_per_second": 10.0}
+    peer = {"tokens": tokens, "first_logged_loss": loss, "tokens_per_second": 5.0}
+    assert gpu_parts.judge({gpu_parts.OURS: found, gpu_parts.SAME: found})["gate"] == "passed"
+    judged = gpu_parts.judge({gpu_parts.OURS: found, gpu_parts.SAME: peer})
+    assert list(gpu_suite.failures({"sizes": judged})) and judged["times_best_trl"] == 2
+
+
+def test_a_toy_run_is_never_shown_as_a_result_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpu_suite_toy.json").write_text("{}")
+    monkeypatch.setattr("sys.argv", ["gpu_suite", "--table", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no GPU has run the suite yet"):
+        gpu_suite.main()
+    before = sorted(gpu_suite.RESULTS.iterdir())
+    monkeypatch.setattr("sys.argv", ["gpu_suite", "--toy", "--parts", "kernels"])
+    gpu_suite.main()
+    assert sorted(gpu_suite.RESULTS.iterdir()) == before
+
+
+def test_a_peak_is_compared_with_the_plan_for_tensors() -> None:
+    events = [{"memory/device_peak_gib": 2.5}, {"memory/device_peak_gib": 3.0}, {"eval/loss": 1.0}]
+    found = gpu_product.memory(events, {"total": 3.55 * 2**30, "reserve": 0.8 * 2**30})
+    assert found["peak_gib"] == 3.0 and found["peak_to_plan"] == pytest.approx(3.0 / 2.75)
 
 
 def test_overlapping_kernels_count_once() -> None:
