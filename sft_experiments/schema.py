@@ -307,7 +307,7 @@ class ComputeConfig:
     # batches are copied to the device while it computes; null: on CUDA
     pinned_memory: Optional[bool] = key(None, upstream=("dataloader_pin_memory",))
     # adamw_torch in one kernel instead of many, without a copy of the gradients; null: on CUDA
-    fused_optimizer: Optional[bool] = None
+    fused_optimizer: Optional[bool] = key(None, only_with=("train.optim", ("adamw_torch",)))
     # fp32 products with 10 bits of mantissa; null: where the GPU has it, unless train.precision=fp32 asks for exactness
     tf32: Optional[bool] = key(None, counts=Counts.content, upstream=("tf32",))
     # weights, gradients and optimizer state in parts on the devices instead of whole on each

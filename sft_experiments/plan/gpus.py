@@ -240,7 +240,7 @@ def _from_torch(names: Optional[list[str]], reason: str) -> tuple[Gpu, ...]:
     if len(seen) != len(names):
         raise ConfigError(f"{VISIBLE}={','.join(names)}: torch sees {len(seen)} GPU(s) of {len(names)} ({reason})")
     return tuple(
-        Gpu(place, card, total / GIB, capability, name, used / GIB)
+        Gpu(int(name) if name.isdecimal() else place, card, total / GIB, capability, name, used / GIB)
         for place, (name, (card, total, used, capability)) in enumerate(zip(names, seen, strict=True))
     )
 

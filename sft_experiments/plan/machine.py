@@ -172,7 +172,7 @@ def _tf32(compute: ComputeConfig, precision: Precision) -> Choice:
 def _loaders(compute: ComputeConfig) -> Choice:
     if compute.dataloader_num_workers is not None:
         return Choice(str(compute.dataloader_num_workers), "as configured")
-    devices = max(len(gpus()), 1)
+    devices = max(len(gpus(compute.devices)), 1)
     if cpu_count() // devices < CORES_FOR_LOADERS:
         return Choice("0", f"{cpu_count()} CPU cores for {devices} GPU(s): none to spare")
     return Choice(str(LOADER_PROCESSES), "processes that collate ahead")

@@ -73,7 +73,7 @@ def during(phase: Phase) -> Iterator[None]:
     """Note the phase on an error that leaves the block; the traceback shows it."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is, it goes on, with the note
         error.add_note(PHASE_NOTE + phase.value)
         raise
 

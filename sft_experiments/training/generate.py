@@ -75,7 +75,7 @@ def _fitting(
         encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
         output = model.generate(**encoded, **settings)
         new: list[list[int]] = output[:, encoded["input_ids"].shape[1] :].tolist()
-    except Exception as error:
+    except Exception as error:  # memory runs out in many classes; anything else goes on
         if in_step or len(texts) == 1 or not is_out_of_memory(error):
             raise
         return None

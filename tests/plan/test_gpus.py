@@ -150,6 +150,12 @@ def test_where_nvml_is_absent_torch_is_asked(
     assert [(gpu.name, gpu.memory_gib, gpu.used_gib) for gpu in gpus()] == [("Big", 80.0, 1.0), ("Big", 80.0, 0.0)]
 
 
+def test_numbers_mean_the_same_whoever_is_asked(monkeypatch: pytest.MonkeyPatch, pretend_torch) -> None:
+    install(monkeypatch, None, "5,2")
+    pretend_torch(f"print({TWO!r})")
+    assert visible("2") == [2]
+
+
 @pytest.mark.parametrize(
     "driver",
     [

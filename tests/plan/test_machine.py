@@ -181,6 +181,18 @@ def test_loader_processes_need_cores_of_their_own(on_gpus: Machine, monkeypatch:
     assert tuning()["dataloader_num_workers"][0] == "0"
 
 
+def test_cores_are_shared_by_the_gpus_that_are_named(on_gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_count", lambda: 8)
+    on_gpus(*cards("GPU-a", "GPU-b", "GPU-c", "GPU-d"))
+    assert tuning("compute.devices=[3]")["dataloader_num_workers"][0] == "2"
+
+
+def test_a_fused_optimizer_is_refused_where_it_would_not_be_read(on_gpus: Machine) -> None:
+    on_gpus(Card("GPU-a"))
+    with pytest.raises(ConfigError, match=r"compute\.fused_optimizer.*train\.optim"):
+        planned("compute.fused_optimizer=true", "train.optim=sgd")
+
+
 def test_gpus_that_are_named_and_not_used_are_told(on_gpus: Machine) -> None:
     on_gpus(*cards("GPU-a", "GPU-b"))
     (line,) = planned("compute.devices=[0,1]").warnings
