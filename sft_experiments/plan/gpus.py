@@ -125,7 +125,8 @@ def _named(names: Sequence[str], among: Sequence[Gpu], key: str) -> tuple[Gpu, .
         match = next((gpu for gpu in among if gpu.answers_to(name)), None)
         if match is None:
             there = ", ".join(f"{gpu.uuid if gpu.is_part else gpu.index} ({gpu.name})" for gpu in among) or "none"
-            raise ConfigError(f"{key}={','.join(names)}: no GPU {name} is here; GPUs: {there}")
+            way = f"; unset {VISIBLE}, or compute.device=cpu trains on the CPU" if key == VISIBLE else ""
+            raise ConfigError(f"{key}={','.join(names)}: no GPU {name} is here; GPUs: {there}{way}")
         if match in found:
             raise ConfigError(f"{key}={','.join(names)}: names GPU {name} twice")
         found.append(match)
