@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from benchmarks.harness import cpu_seconds
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -21,7 +23,7 @@ REPOSITORY = Path(__file__).parent.parent
 def run(command: Sequence[str | Path], folder: Path, **environment: str) -> tuple[float, float]:
     """(CPU, wall) seconds of a command: wall until it returns, CPU of it and of everything it started.
 
-    Raises ``SystemExit`` with the end of its output when it fails. Call it from one thread, with no other children.
+    Raises ``SystemExit`` with the end of its output when it fails. Call it from one thread.
     """
     return run_together([command], folder, **environment)
 
@@ -30,6 +32,7 @@ def run_together(commands: Sequence[Sequence[str | Path]], folder: Path, **envir
     """The same for commands that are started at once; wall until the last one returns."""
     _adopt_orphans()
     folder.mkdir(parents=True, exist_ok=True)
+    before = _children()  # a fork server of this process goes on
     cpu, wall = cpu_seconds(), time.perf_counter()
     logs = [folder / f"output-{index}.txt" for index in range(len(commands))]
     started = [_start(command, folder, log, environment) for command, log in zip(commands, logs, strict=True)]
@@ -38,8 +41,8 @@ def run_together(commands: Sequence[Sequence[str | Path]], folder: Path, **envir
     for command, log, code in zip(commands, logs, codes, strict=True):
         if code:
             raise SystemExit(f"{' '.join(map(str, command))}: exit code {code}\n{log.read_text()[-3000:]}")
-    while _reap():
-        pass
+    while orphans := _children() - before:
+        os.waitpid(min(orphans), 0)
     return cpu_seconds() - cpu, wall
 
 
@@ -72,10 +75,5 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _reap() -> bool:
-    """Wait for one more descendant; False when there is none left."""
-    try:
-        os.wait()
-    except ChildProcessError:
-        return False
-    return True
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
