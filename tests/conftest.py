@@ -17,7 +17,7 @@ from tests.real_model import real_model_folder
 Sft = Callable[..., subprocess.CompletedProcess[str]]
 
 # Fewer rows than the demo's default: the same code in a tenth of the time.
-SMALL_DEMO = ["dataset.demo.num_train=700", "dataset.demo.num_validation=140", "generation.exact_match_rows=40"]
+SMALL_DEMO = ["dataset.demo.num_train=280", "dataset.demo.num_validation=42", "generation.exact_match_rows=14"]
 SWEEP_OF_FOUR = [
     *SMALL_DEMO,
     "train.learning_rate=2e-3,1e30",

@@ -130,6 +130,8 @@ def test_the_way_to_training_passes_few_files(tmp_path: Path, monkeypatch: pytes
     """From `sft train` to ``trainer.train()`` with an empty cache; whatever runs at import does not count."""
     from transformers import Trainer
 
+    import sft_experiments.training  # noqa: F401
+
     def arrive(self: Any, *arguments: Any, **options: Any) -> None:
         raise Arrived
 

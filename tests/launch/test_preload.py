@@ -47,13 +47,14 @@ def test_nothing_that_is_preloaded_calls_torch_cuda(absent: tuple[str, ...]) -> 
 
 def test_a_package_that_does_would_be_seen() -> None:
     pytest.importorskip("bitsandbytes")
-    assert "is_available" in called_while_importing("sft_experiments.training.worker")
+    assert "is_available" in called_while_importing("peft")
 
 
-def test_what_was_left_out_counts_as_installed_and_can_be_imported_afterwards() -> None:
+@pytest.mark.parametrize("module", ["launch.preload", "training.worker"])
+def test_what_was_left_out_counts_as_installed_and_can_be_imported_afterwards(module: str) -> None:
     pytest.importorskip("bitsandbytes")
-    program = """
-import sft_experiments.launch.preload, sys
+    program = f"""
+import sft_experiments.{module}, sys
 assert "bitsandbytes" not in sys.modules and "peft" in sys.modules
 from peft.import_utils import is_bnb_available
 from transformers.utils import is_bitsandbytes_available
