@@ -93,7 +93,7 @@ def write_chats(file: Path, chats: Sequence[Chat]) -> None:
 def settings(size: Size, name: str, files: Path, steps: int, device: str) -> list[str]:
     """A user's settings of the run that TRL's contenders do: a model of this shape with random weights."""
     return [
-        *("model=tiny", f"model.name={name}", f"model.tokenizer={files}/tokenizer", f"compute.device={device}"),
+        *("model=tiny", f"name={name}", f"model.tokenizer={files}/tokenizer", f"compute.device={device}"),
         *(f"++model.config.{key}={value}" for key, value in size.config.items()),
         f"peft={'lora' if size.lora else 'none'}",
         *chat_files(files, size.length),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from omegaconf import MISSING
 
@@ -53,6 +53,14 @@ class Counts(Enum):
     nothing = "nothing"  # not at all: names, places, watching, and what only splits the same work differently
 
 
+class With(NamedTuple):
+    """When a key is read: beside these values of another key. ``instead``: what a user may type to have one of them."""
+
+    key: str
+    values: tuple[str, ...]
+    instead: str = ""
+
+
 class _Nothing(Enum):
     nothing = 0
 
@@ -67,7 +75,7 @@ class Key:
     # What stands in the id where the key does not count. Without it the key is left out there.
     constant: Any = _Nothing.nothing
     upstream: tuple[str, ...] = ()  # SFTConfig fields that this key sets
-    only_with: Optional[tuple[str, tuple[str, ...]]] = None  # another key, and its values with which this one is read
+    only_with: Optional[With] = None
 
     @property
     def has_constant(self) -> bool:
@@ -75,9 +83,11 @@ class Key:
 
     def is_read(self, values: Mapping[str, Any]) -> bool:
         """Whether anything reads the key beside these flat ``{"peft.method": "none"}`` values."""
-        if self.only_with is None or self.only_with[0] not in values:
+        if self.only_with is None or self.only_with.key not in values:
             return True
-        return str(getattr(values[self.only_with[0]], "name", values[self.only_with[0]])) in self.only_with[1]
+        found = values[self.only_with.key]
+        several = found if isinstance(found, (list, tuple)) else [found]
+        return any(str(getattr(one, "name", one)) in self.only_with.values for one in several)
 
 
 KEY = "sft_experiments"  # of a field's metadata

@@ -11,12 +11,18 @@ from typing import Any, Optional, Union
 
 from omegaconf import MISSING
 
-from sft_experiments.keys import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Counts, Range, key
+from sft_experiments.keys import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Counts, Range, With, key
 
 # Keys that are read only with some options of another key.
-FROM_FILES = ("dataset.source", ("files", "mixture"))
-FROM_HUB = ("dataset.source", ("hub", "mixture"))
-ADAPTERS = ("peft.method", ("lora", "qlora"))
+PRETRAINED = With("model.source", ("pretrained",), "model=<Hub id or folder>")
+FROM_FILES = With("dataset.source", ("files", "mixture"), "dataset=<file>, or dataset=<format> dataset.train_files=...")
+FROM_HUB = With("dataset.source", ("hub", "mixture"), "dataset=hub dataset.hub_id=<owner>/<name>")
+FROM_MIXTURE = With("dataset.source", ("mixture",), "dataset=mixture")
+FROM_DEMO = With("dataset.source", ("demo",), "dataset=demo")
+ADAPTERS = With("peft.method", ("lora", "qlora"), "peft=lora")
+SEARCHES = With("sweep.search", ("random", "bayes"), "sweep=random or sweep=bayes")
+STOPS = With("sweep.early_stopping", ("halving", "asha", "median"), "sweep.early_stopping=asha")
+TO_WANDB = With("logger.trackers", ("wandb",), "logger=wandb")
 
 
 class ModelSource(str, Enum):
@@ -151,10 +157,13 @@ class RecommendedConfig:
 
 @dataclass
 class ModelConfig:
-    name: str = key(counts=Counts.content)  # Hub id, local folder, or the label of a model built at random
+    # Hub id or local folder; a model built at random has a label there
+    name: str = key(counts=Counts.content, only_with=PRETRAINED)
     source: ModelSource = MISSING
-    revision: Optional[str] = None  # branch, tag or commit on the Hub; the commit is recorded
-    config: dict[str, Any] = field(default_factory=dict)  # architecture when source=random (transformers config keys)
+    # branch, tag or commit on the Hub; the commit is recorded
+    revision: Optional[str] = key(None, only_with=PRETRAINED, constant=None)
+    # architecture (transformers config keys)
+    config: dict[str, Any] = key(factory=dict, only_with=With("model.source", ("random",), "model=tiny"), constant={})
     # null: the model's own; `demo`: trained on the demo data
     tokenizer: Optional[str] = key(None, counts=Counts.content)
     # null: the tokenizer's; a shipped name (chatml, ...) or a .jinja file
@@ -198,9 +207,9 @@ class SourceConfig:
 class DatasetConfig(SourceConfig):
     name: str = key(counts=Counts.content)  # label in tables
     # for source=mixture: name -> keys of SourceConfig
-    mixture: dict[str, Any] = key(factory=dict, only_with=("dataset.source", ("mixture",)), constant={})
+    mixture: dict[str, Any] = key(factory=dict, only_with=FROM_MIXTURE, constant={})
     # arguments of the generated demo data
-    demo: dict[str, Any] = key(factory=dict, only_with=("dataset.source", ("demo",)), constant={})
+    demo: dict[str, Any] = key(factory=dict, only_with=FROM_DEMO, constant={})
     validation_fraction: float = key(within=SHARE)  # split from train by content hash when there is no validation data
     max_train_rows: Optional[int] = key(None, within=COUNT)
     max_validation_rows: Optional[int] = key(None, within=COUNT)
@@ -218,7 +227,7 @@ class SchedulerConfig:
     name: str = key(upstream=("lr_scheduler_type",))  # a transformers scheduler name
     # share of all optimizer steps
     warmup_ratio: Optional[float] = key(
-        None, within=SHARE, upstream=("warmup_ratio",), only_with=("scheduler.warmup_steps", ("None",))
+        None, within=SHARE, upstream=("warmup_ratio",), only_with=With("scheduler.warmup_steps", ("None",))
     )
     warmup_steps: Optional[int] = key(None, within=NOT_NEGATIVE, upstream=("warmup_steps",))  # instead of warmup_ratio
     kwargs: dict[str, Any] = key(factory=dict, upstream=("lr_scheduler_kwargs",))  # e.g. {num_cycles: 2}
@@ -234,7 +243,7 @@ class TrainConfig:
     )
     per_device_eval_batch_size: int = key(within=COUNT, counts=Counts.nothing, upstream=("per_device_eval_batch_size",))
     num_train_epochs: float = key(
-        within=POSITIVE, upstream=("num_train_epochs",), only_with=("train.max_steps", ("None",))
+        within=POSITIVE, upstream=("num_train_epochs",), only_with=With("train.max_steps", ("None",))
     )
     # optimizer steps; wins over num_train_epochs
     max_steps: Optional[int] = key(None, within=COUNT, upstream=("max_steps",))
@@ -283,8 +292,8 @@ class WandbConfig:
 @dataclass
 class LoggerConfig:
     trackers: list[str] = key(upstream=("report_to",))  # any of tensorboard, wandb, trackio
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    project: str = MISSING  # trackio's project
+    wandb: WandbConfig = key(factory=WandbConfig, only_with=TO_WANDB)
+    project: str = key(only_with=With("logger.trackers", ("trackio",), "logger=trackio"))  # trackio's project
     # a tracker that needs longer to close is left behind, with a note in the record
     finish_seconds: float = key(within=NOT_NEGATIVE)
 
@@ -296,7 +305,7 @@ class ComputeConfig:
     device: Device = key(upstream=("use_cpu",))
     num_devices: int = key(within=COUNT, counts=Counts.content)  # devices per trial
     # GPUs to use, by nvidia-smi's numbers or UUIDs, shared with whoever is there; null: idle ones, one run on each
-    devices: Optional[list[str]] = key(None, only_with=("compute.device", ("auto", "cuda")))
+    devices: Optional[list[str]] = key(None, only_with=With("compute.device", ("auto", "cuda")))
     # CPU threads per trial; null: the cores shared out among concurrent trials
     threads: Optional[int] = key(None, within=COUNT)
     isolate: bool = MISSING  # false: train inside this process, for the debugger
@@ -307,7 +316,7 @@ class ComputeConfig:
     # batches are copied to the device while it computes; null: on CUDA
     pinned_memory: Optional[bool] = key(None, upstream=("dataloader_pin_memory",))
     # adamw_torch in one kernel instead of many, without a copy of the gradients; null: on CUDA
-    fused_optimizer: Optional[bool] = key(None, only_with=("train.optim", ("adamw_torch",)))
+    fused_optimizer: Optional[bool] = key(None, only_with=With("train.optim", ("adamw_torch",)))
     # fp32 products with 10 bits of mantissa; null: where the GPU has it, unless train.precision=fp32 asks for exactness
     tf32: Optional[bool] = key(None, counts=Counts.content, upstream=("tf32",))
     # weights, gradients and optimizer state in parts on the devices instead of whole on each
@@ -326,11 +335,13 @@ class SweepConfig:
     fail_fast: bool = MISSING  # the first failure ends the sweep
     keep_models: int = key(within=Range(-1))  # the best k trials keep their weights; -1: all
     search: SearchMethod = MISSING
-    num_trials: int = key(within=COUNT)  # of random and Bayesian search: the total, those of earlier launches included
-    search_seed: int = key(within=SEED)
+    # of random and Bayesian search: the total, those of earlier launches included
+    num_trials: int = key(within=COUNT, only_with=SEARCHES)
+    search_seed: int = key(within=SEED, only_with=SEARCHES)
     # shares of the training after which trials are compared
-    rungs: list[float] = key(factory=list, judged_in="sweep/rungs.py")
-    reduction_factor: float = key(judged_in="sweep/rungs.py")  # of so many trials at a rung, one goes on
+    rungs: list[float] = key(factory=list, judged_in="sweep/rungs.py", only_with=STOPS)
+    # of so many trials at a rung, one goes on
+    reduction_factor: float = key(judged_in="sweep/rungs.py", only_with=STOPS)
     check: Optional[bool] = None  # run `sft check` on one cell first; null: yes, except for the demo and for relaunches
     early_stopping: Optional[EarlyStopping] = None  # of bad trials, at rungs; null: all train to the end
 

@@ -1,9 +1,12 @@
 """The one console that everything is shown on, with notes, warnings and progress. Plain text when it is no terminal."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from types import TracebackType
-from typing import Optional
+from typing import Any, Optional, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -26,6 +29,54 @@ def show_warnings(warnings: list[str]) -> None:
 
 
 Tick = Callable[[int], None]  # called with the rows done since the last call
+
+
+class LastingStream:
+    """A text stream that nobody may be reading any more: what cannot be shown is dropped, and the work goes on.
+
+    `sft train | head` closes the pipe, a terminal that is closed leaves an error; the run's log has it all.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """What is buffered goes nowhere too, so that closing the stream succeeds."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Standard output and error that survive their reader, and that show what their encoding lacks as a mark."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = map(LastingStream, before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 class Progress:

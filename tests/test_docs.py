@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from packaging.requirements import Requirement
 
 from sft_experiments import __version__
-from sft_experiments.commands import TABLE
+from sft_experiments.commands import TABLE, longhand
 from sft_experiments.config.hydra import conf_dir, register
 from sft_experiments.runs.metrics import METRICS
 
@@ -37,7 +37,12 @@ ALL = [(page.name, words) for page in PAGES for words in commands(page)]
 
 
 @pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: sft {' '.join(words)}" for page, words in ALL])
-def test_every_command_in_the_documents_is_understood(page: str, words: list[str]) -> None:
+def test_every_command_in_the_documents_is_understood(
+    page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "chat.jsonl").write_text('{"messages": []}\n')
     name, arguments = words[0], words[1:]
     assert name in TABLE or name.startswith("-"), name
     if name.startswith("-"):
@@ -52,7 +57,7 @@ def test_every_command_in_the_documents_is_understood(page: str, words: list[str
         single = [re.sub(r"^([\w./+~-]+=)([^\[{'\"]*?),.*$", r"\1\2", override) for override in overrides]
         register()
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            compose("config", overrides=single)
+            compose("config", overrides=longhand(single))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

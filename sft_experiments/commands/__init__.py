@@ -4,7 +4,7 @@ A module of this room holds ``COMMANDS``: the name of each of its subcommands, a
 """
 
 import gc
-import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ TABLE = {
     "cache": ("cache", "list or clear the prepared data"),
 }
 INTERRUPTED = 130
+SHORTHAND = re.compile(r"(model|dataset)=[^=]*[/.~\\]")  # names of options have none of these
 # New objects between two looks of the garbage collector (Python's default: 700). A plan makes 100,000 and drops hardly
 # one; looking at them again and again is 5 to 10% of its time. Training has a process of its own.
 OBJECTS_PER_COLLECTION = 200_000
@@ -64,15 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if typed[0] == "--version":
         print(f"sft_experiments {__version__}")
         return 0
+    from sft_experiments.terminal import lasting_output  # slow: rich, which help does without
+
     try:
-        return run(typed[0], typed[1:])
+        with lasting_output():
+            return run(typed[0], typed[1:])
     except SftError as error:
         print(f"sft {typed[0]}: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # no permission, no space, a file where a folder should be
-        if isinstance(error, BrokenPipeError):  # `sft compare ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         print(f"sft {typed[0]}: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return RunFolderError.exit_code
     except KeyboardInterrupt:
@@ -85,6 +86,9 @@ def run(name: str, arguments: list[str]) -> int:
     if name not in TABLE:
         print(f"sft: no command {name!r}{nearest(name, list(TABLE))}; see sft --help", file=sys.stderr)
         return 2
+    from sft_experiments.plan.machine import stand_alone  # slow: OmegaConf, which help does without
+
+    stand_alone()
     module, summary = TABLE[name]
     command: Command = import_module(f"{__name__}.{module}").COMMANDS[name]
     parser = ArgumentParser(
@@ -97,10 +101,22 @@ def run(name: str, arguments: list[str]) -> int:
     command.add_arguments(parser)
     if command.takes_settings:
         parsed, settings = parser.parse_known_args(arguments)
-        parsed.settings = settings
+        parsed.settings = longhand(settings)
     else:
         parsed = parser.parse_intermixed_args(arguments)
     return command.run(parsed)
+
+
+def longhand(settings: Sequence[str]) -> list[str]:
+    """The settings with ``model=<Hub id or folder>`` and ``dataset=<file>`` written out, each said on stderr."""
+    if not any(SHORTHAND.match(setting) for setting in settings):
+        return list(settings)
+    from sft_experiments.config.shorthand import write_out  # slow: the data formats, and rarely needed
+
+    written, said = write_out(settings)
+    for line in said:
+        print(line, file=sys.stderr)
+    return written
 
 
 def help_text() -> str:

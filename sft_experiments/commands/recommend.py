@@ -1,11 +1,11 @@
-"""`sft recommend model=...`: the recommended values for a model, their ranges, and why."""
+"""`sft recommend MODEL`: the recommended values for a model, their ranges, and why."""
 
 from argparse import Namespace
 from typing import Any, Optional
 
 from rich.table import Table
 
-from sft_experiments.commands import Command
+from sft_experiments.commands import Command, longhand
 from sft_experiments.config.hydra import composed
 from sft_experiments.launch.trial import plan_run
 from sft_experiments.models.shape import BOUNDARIES, Shape, shape_of
@@ -23,7 +23,8 @@ SIZE_NAMES = {"tiny": "tiny", "1b_3b": "1B-3B", "7b_13b": "7B-13B", "30b_70b": "
 
 def _recommend(parsed: Namespace) -> int:
     """The recommended values of a model. Takes settings like `sft train`."""
-    with composed(parsed.settings) as composer:
+    settings = [item if "=" in item or item.startswith("-") else f"model={item}" for item in parsed.settings]
+    with composed(longhand(settings)) as composer:
         config = plan_run(composer).config
     shape = shape_of(config.model)
     console.print(f"[bold]{config.model.name}[/bold]  {size_sentence(config, shape)}")
@@ -101,7 +102,7 @@ def published_prior(config: Config, shape: Optional[Shape]) -> Optional[str]:
 COMMANDS = {
     "recommend": Command(
         _recommend,
-        usage="sft recommend model=<option> | model=hub model.name=<id or folder>  [peft=lora]",
+        usage="sft recommend <option, Hub id or folder>  [peft=lora] [key=value ...]",
         takes_settings=True,
     )
 }

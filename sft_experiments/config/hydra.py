@@ -10,7 +10,7 @@ import pickle
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -42,6 +42,9 @@ from sft_experiments.values import flatten, scaled
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 SWEEP_DIR = "hydra.sweep.dir="
+# Of Hydra's own settings, those that something reads here; of the first, a single run reads none.
+OF_A_SWEEP = ("hydra/launcher", "hydra.launcher.", "hydra.sweep.dir")
+READ = (*OF_A_SWEEP, "hydra.searchpath", "hydra.mode", "hydra/callbacks", "hydra.callbacks.")
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,14 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     OmegaConf.register_new_resolver("last_part", lambda name: str(name).rstrip("/").rsplit("/", 1)[-1], replace=True)
+    OmegaConf.register_new_resolver("words", _words, replace=True)
     OmegaConf.register_new_resolver("size_class", size_class_of, replace=True)
     OmegaConf.register_new_resolver("recommended", _recommended, replace=True)
+
+
+def _words(text: str) -> list[str]:
+    """Of a list with commas, as variables of the environment hold it."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _recommended(size: str, key: str, *, _root_: DictConfig) -> Any:
@@ -235,6 +244,7 @@ def composed(arguments: Sequence[str]) -> Iterator[Composer]:
     """
     register()
     overrides, multirun = _split(arguments)
+    refuse_unread(overrides)
     named = [item for item in overrides if item.startswith("sweep=")]
     multirun = multirun or any(item != "sweep=none" for item in named)
     try:
@@ -242,10 +252,26 @@ def composed(arguments: Sequence[str]) -> Iterator[Composer]:
             loader = GlobalHydra.instance().config_loader()
             several = multirun or _has_several_values(loader, overrides)
             mode = RunMode.MULTIRUN if several else RunMode.RUN
+            refuse_unread(overrides, several)
             master = loader.load_configuration(CONFIG_NAME, overrides, mode, validate_sweep_overrides=not several)
             yield Composer(loader, master, several)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
+
+
+def refuse_unread(arguments: Iterable[str], is_sweep: bool = True) -> None:
+    """Raise ``ConfigError`` for a setting of Hydra's own that nothing would read."""
+    for argument in arguments:
+        key = argument.lstrip("+~").split("=", 1)[0]
+        if not key.startswith(("hydra.", "hydra/")):
+            continue
+        if not f"{key}.".startswith(tuple(f"{one.rstrip('.')}." for one in READ)):
+            raise ConfigError(
+                f"{argument}: nothing reads it here; a run's folder follows from output_dir and name, that of a sweep"
+                " may be given as hydra.sweep.dir=..., and what a sweep tries as sweep=..."
+            )
+        if not is_sweep and key.startswith(OF_A_SWEEP):
+            raise ConfigError(f"{argument}: has no effect in a single run; it is for sft sweep and sft train -m")
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -340,6 +366,7 @@ class _Task:
         if is_sweep:
             return self.work(composed, job)
         try:
+            refuse_unread(running.overrides.hydra, is_sweep)
             return self.work(composed, job)
         except SftError as error:
             self.failure = error
@@ -351,6 +378,7 @@ def run_app(program: str, arguments: Sequence[str], work: Work) -> None:
 
     A user's mistake, and what ``work`` raises, come back as one of our errors.
     """
+    refuse_unread(arguments)
     register()
     task = _Task(work)
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(task)

@@ -326,10 +326,11 @@ def unread(config: Config, typed: Iterable[str]) -> Iterator[str]:
     for name in dict.fromkeys(typed):
         key = key_of(name)
         if key.only_with is not None and not key.is_read(flat):
-            other, values = key.only_with
+            other, values, instead = key.only_with
             allowed = "null" if values == ("None",) else " or ".join(values)
             chosen = f"{other}={format_value(flat[other])}"
-            yield f"{name}: nothing reads it with {chosen}; it is read with {other}={allowed}"
+            hint = f" ({instead})" if instead else ""
+            yield f"{name}: nothing reads it with {chosen}; it is read with {other}={allowed}{hint}"
 
 
 def unknown_keys(config: Config) -> Iterator[str]:

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Optional, Protocol
 
 from sft_experiments.launch.ranks import ENVIRONMENT, WORKER, rank_command
 from sft_experiments.launch.trial import Trial
+from sft_experiments.plan.machine import forget_other_processes
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder
 
 PRELOAD = "sft_experiments.launch.preload"
@@ -72,6 +74,7 @@ def worker_environment(threads: int, ranks: int = 1) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_PROCESS}
+    forget_other_processes(inherited)
     return {**inherited, **ours}
 
 
@@ -175,6 +178,7 @@ class InProcess:
     def start(self, trial: Trial, devices: Optional[str] = None) -> "Ended":
         from sft_experiments.training.worker import run  # slow: torch, transformers, trl, 5 s
 
+        forget_other_processes(os.environ)
         if devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = devices
         return Ended(run(trial.folder, trial.plan.threads))
@@ -202,6 +206,9 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # a log is, whatever the terminal of the sweep
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -260,3 +260,32 @@ def _container_limit() -> float:
         except (OSError, ValueError):  # no such file, or "max": no limit
             continue
     return float("inf")
+
+
+# What says who a process is among others, and how accelerate is to train, as torch.distributed.run, accelerate, Slurm's
+# PMI, Open MPI and MVAPICH name it. accelerate reads all of these, whoever left them.
+_OF_A_RANK = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
+    *("ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+}
+_OF_A_LAUNCHER = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
+
+
+def forget_other_processes(environment: MutableMapping[str, str]) -> None:
+    """Take out of an environment what would overrule the plan: who trains with whom, and how, is decided there."""
+    for name in [name for name in environment if name in _OF_A_RANK or name.startswith(_OF_A_LAUNCHER)]:
+        del environment[name]
+
+
+def stand_alone() -> None:
+    """Make this command one process that nobody's launcher has numbered.
+
+    Raises ``ConfigError`` when torchrun or `accelerate launch` has started it several times: each would train.
+    """
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and ranks != "1":
+        raise ConfigError(
+            f"one of {ranks} processes that torchrun started, and each would train: type the command without torchrun,"
+            f" with compute.num_devices={ranks}; sft starts the processes of a run itself"
+        )
+    forget_other_processes(os.environ)

@@ -1,7 +1,7 @@
 """The cells of a sweep: which overrides each one stands for, and what they compose to."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -11,6 +11,7 @@ from sft_experiments.config.load import as_mapping
 from sft_experiments.errors import ConfigError
 
 SEED_AXIS = "train.seed"
+NUM_SEEDS = "sweep.num_seeds"
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ def expand(composer: Composer) -> Iterator[Cell]:
     typed = {override.get_key_element(): override_values(override) for override in parsed}
     typed_axes = [key for key, values in typed.items() if len(values) > 1]
     for combination in itertools.product(*typed.values()):
-        own_axes = group_axes(composer, list(combination), set(typed))
+        own_axes = group_axes(composer, list(combination), typed)
+        outer = [item for item in combination if item.split("=", 1)[0] not in own_axes]
         for inner in itertools.product(*own_axes.values()):
-            yield Cell([*combination, *inner], [*typed_axes, *own_axes])
+            yield Cell([*outer, *inner], [*typed_axes, *own_axes])
 
 
-def group_axes(composer: Composer, fixed: list[str], typed: set[str]) -> dict[str, list[str]]:
+def group_axes(composer: Composer, fixed: list[str], typed: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """The axes of the sweep group for one combination of typed values, as overrides.
 
     Composed anew for each combination, because the default grid follows the model's size.
@@ -54,12 +56,18 @@ def group_axes(composer: Composer, fixed: list[str], typed: set[str]) -> dict[st
     return axes | seed_axis(composed, typed)
 
 
-def seed_axis(composed: DictConfig, typed: set[str]) -> dict[str, list[str]]:
-    """The replicas that ``sweep.num_seeds`` asks for; none when the seed is typed or one is enough."""
-    if composed.sweep.num_seeds <= 1 or SEED_AXIS in typed:
+def seed_axis(composed: DictConfig, typed: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The replicas that ``sweep.num_seeds`` asks for, counted from the seed that is set; none when one is enough.
+
+    Several seeds that are typed take the place of a group's number. Raises ``ConfigError`` when that is typed as well.
+    """
+    seeds, number = typed.get(SEED_AXIS, ()), composed.sweep.num_seeds
+    if len(seeds) > 1 and NUM_SEEDS in typed:
+        raise ConfigError(f"{NUM_SEEDS}={number}: the seeds are typed too ({', '.join(seeds)}); give one of both")
+    if number <= 1 or len(seeds) > 1:
         return {}
     first = composed.train.seed
-    return {SEED_AXIS: [f"{SEED_AXIS}={first + replica}" for replica in range(composed.sweep.num_seeds)]}
+    return {SEED_AXIS: [f"{SEED_AXIS}={first + replica}" for replica in range(number)]}
 
 
 def axis_keys(cells: list[Cell]) -> list[str]:

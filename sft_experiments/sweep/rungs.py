@@ -180,15 +180,12 @@ def steps_of(trial: Trial) -> Optional[StepPlan]:
 
 
 POOL = "PoolLauncher"
-OF_RUNGS = ("sweep.rungs=", "sweep.reduction_factor=")
 
 
 def check_early_stopping(composer: Composer, trials: Iterable[Trial] = ()) -> None:
     """Raise ``ConfigError`` for rules that make no sense, and for trials that would not be compared at equal tokens."""
     master = composer.master
     if master.sweep.early_stopping is None:
-        if typed := [item for item in composer.overrides if item.startswith(OF_RUNGS)]:
-            raise ConfigError(f"{typed[0]} does nothing without sweep.early_stopping=asha (or halving, median)")
         return
     rungs, factor = list(master.sweep.rungs), master.sweep.reduction_factor
     if not rungs or rungs != sorted(set(rungs)) or not all(0 < rung < 1 for rung in rungs):

@@ -110,7 +110,8 @@ def search_space(composer: Composer) -> Space:
             dimensions[key] = _listed_dimension(key, value)
     if not dimensions:
         raise ConfigError("nothing to search: give a key several values or an interval, e.g. key=interval(0,1)")
-    return Space(fixed, dimensions, seed_axis(composed, set(typed)))
+    seeds = seed_axis(composed, {key: override_values(item) for key, item in typed.items() if key not in dimensions})
+    return Space([item for item in fixed if item.split("=", 1)[0] not in seeds], dimensions, seeds)
 
 
 def _typed_dimension(override: Any) -> Dimension:

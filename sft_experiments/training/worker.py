@@ -17,7 +17,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any, Optional, TextIO
+from typing import Optional, TextIO
 
 import datasets
 import torch
@@ -25,13 +25,14 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 
 from sft_experiments.config.load import load_plugins, read_config
-from sft_experiments.errors import SftError, TrainingFailed
+from sft_experiments.errors import ConfigError, SftError, TrainingFailed
 from sft_experiments.files import hold
 from sft_experiments.plan.machine import cpu_count, describe_environment, stay_near_gpu
 from sft_experiments.runs.folder import LAUNCHER_VARIABLE, RunFolder, folder_of, log_tail
 from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.runs.record import Failure, Phase, Record, Status, during, read_record
 from sft_experiments.secrets import redact_text
+from sft_experiments.terminal import LastingStream, lasting_output
 from sft_experiments.training.callbacks import StopOnSignal, drop_training_state
 from sft_experiments.training.out_of_memory import is_out_of_memory, phase_of
 from sft_experiments.training.process_group import end_with_launcher, meet, num_ranks, part, silenced, this_rank
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if this_rank() > 0:
         sys.stdout = NOWHERE.open("w")  # to the end of the process; the first rank says it all
     try:
-        with copy_output_to(folder.log):
+        with lasting_output(), copy_output_to(folder.log):
             return run(folder)
     except SftError as error:
         print(f"sft worker: {error}", file=sys.stderr)
@@ -67,6 +68,9 @@ def run(folder: RunFolder, threads: Optional[int] = None) -> int:
         record = read_record(trial)
         config = read_config(trial) if this_rank() == 0 else silenced(read_config(trial))
         plan = read_plan(trial)
+        if num_ranks() != plan.batch.num_devices:
+            planned = plan.batch.num_devices
+            raise ConfigError(f"{folder.path}: planned for {planned} processes, and this is one of {num_ranks()}")
         _silence_libraries()
         torch.set_num_threads(max(1, (threads or plan.threads) // num_ranks()))
         stop = StopOnSignal()
@@ -194,18 +198,16 @@ def goes_to(stream: TextIO, file: TextIO) -> bool:
     return os.path.samestat(where, os.fstat(file.fileno())) or os.path.samestat(where, NOWHERE.stat())
 
 
-class Copy:
-    """A text stream that also writes to a file, and is otherwise the stream."""
+class Copy(LastingStream):
+    """A text stream that also writes to a file, which has it all even when nobody sees the stream any more."""
 
     def __init__(self, stream: TextIO, file: TextIO) -> None:
-        self.stream, self.file = stream, file
+        super().__init__(stream)
+        self.file = file
 
     def write(self, text: str) -> int:
         self.file.write(COLOURS.sub("", text))
-        return self.stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        return super().write(text)
 
 
 if __name__ == "__main__":

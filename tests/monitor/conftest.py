@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from sft_experiments.config.hydra import register
 from sft_experiments.monitor.trackers.tracker import RunIdentity
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.schema import Config, LoggerConfig, MonitorConfig, TerminalMode
@@ -28,6 +29,7 @@ def _shipped_monitor() -> MonitorConfig:
 
 
 def shipped_logger(*trackers: str) -> LoggerConfig:
+    register()  # conf/ has resolvers of ours
     values = OmegaConf.merge(OmegaConf.structured(LoggerConfig), OmegaConf.load(CONF / "logger/base/settings.yaml"))
     config = OmegaConf.to_object(values)
     assert isinstance(config, LoggerConfig)

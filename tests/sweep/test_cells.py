@@ -63,3 +63,18 @@ def test_a_config_read_from_its_typed_groups_equals_one_read_through_the_schema(
         config = to_config(composer.master)
         assert config == from_plain({str(key): value for key, value in plain.items()})
         assert from_plain(to_plain(config)) == config
+
+
+def test_seeds_are_counted_up_from_the_one_that_is_typed() -> None:
+    with composed(["-m", "sweep.num_seeds=3", "train.seed=5"]) as composer:
+        cells = list(expand(composer))
+        assert [composer.cell(cell.overrides).train.seed for cell in cells] == [5, 6, 7]
+        assert [cell.label() for cell in cells] == ["train.seed=5", "train.seed=6", "train.seed=7"]
+
+
+def test_seeds_that_are_typed_beside_their_number_are_refused_and_beside_a_group_they_win() -> None:
+    told = r"sweep.num_seeds=3: the seeds are typed too .* give one of both"
+    with composed(["-m", "sweep.num_seeds=3", "train.seed=1,2"]) as composer, pytest.raises(ConfigError, match=told):
+        list(expand(composer))
+    with composed(["-m", "sweep=seeds", "train.seed=1,2"]) as composer:
+        assert [cell.label() for cell in expand(composer)] == ["train.seed=1", "train.seed=2"]

@@ -225,7 +225,6 @@ def test_a_batch_that_was_found_too_large_stays_smaller_at_later_rungs(
         (["train.max_steps=10"], "compares trials at equal tokens"),
         (["train.num_train_epochs=1,2"], "compares trials at equal tokens"),
         (["sweep.num_seeds=3"], "would choose among the seeds"),
-        (["sweep.early_stopping=null", "sweep.rungs=[0.5]"], "sweep.rungs=.* does nothing without"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_starts(overrides: list[str], message: str) -> None:

@@ -26,6 +26,8 @@ def choose_mode(wanted: WandbMode) -> tuple[Mode, str]:
     """The mode and the reason. ``auto``: online with a key that the host accepts in time; ``WANDB_MODE`` wins."""
     if wanted is not WandbMode.auto:
         return _FROM_ENVIRONMENT[wanted.value], f"logger.wandb.mode={wanted.value}"
+    if os.environ.get("WANDB_DISABLED", "").lower() in {"true", "1", "yes"}:  # transformers' own, still in many setups
+        return "disabled", "WANDB_DISABLED is set"
     if mode := _FROM_ENVIRONMENT.get(os.environ.get("WANDB_MODE", "")):
         return mode, f"WANDB_MODE={mode}"
     host = os.environ.get("WANDB_BASE_URL", DEFAULT_HOST).rstrip("/")

@@ -19,6 +19,8 @@ from sft_experiments.secrets import redact
 INIT_SECONDS = 30.0
 FLUSH_SECONDS = 1.0  # a killed run keeps all but its last second (W&B's default: 15)
 TAGGED = ("model.name", "dataset.name", "scheduler.name", "peft.method")
+# What W&B's agent, or a user, sets for one run.
+OF_ONE_RUN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME")
 LONGEST_TAG = 64  # characters; the service refuses longer ones
 SAMPLE_COLUMNS = ["step", "prompt_index", "prompt", "answer", "reference", "exact"]
 MOST_SAMPLES = 1000  # rows of the table, which is sent whole each time
@@ -47,14 +49,16 @@ class WandbTracker:
     def start(self, identity: RunIdentity, settings: Settings) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # its login speaks before it reads the settings below
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # sending telemetry delays the exit by up to 10 s
+        if identity.sweep:
+            self._leave_other_run()
         mode, reason = choose_mode(self._config.mode)
         resumed = identity.resumed_step != NOTHING_KEPT
         self._run = wandb.init(
             project=self._config.project,
             entity=self._config.entity,
             id=identity.trial_id,
-            name=identity.label,
-            group=identity.sweep or identity.name,
+            name=(not identity.sweep and os.environ.get("WANDB_NAME")) or identity.label,
+            group=os.environ.get("WANDB_RUN_GROUP") or identity.sweep or identity.name,
             job_type=self.job_type,
             tags=_tags(redact(self._config.tags), settings),
             config={**settings, "fingerprints": identity.fingerprints},
@@ -70,6 +74,11 @@ class WandbTracker:
             if resumed and _set_earlier_attempts_aside(Path(self._run.dir).parent):
                 self._tell_again(RunFolder(self._folder), identity.resumed_step)
         self._is_online = mode == "online"
+
+    def _leave_other_run(self) -> None:
+        """The trials of a sweep are runs of their own; W&B would make all of them the run of an agent around them."""
+        if left := [name for name in OF_ONE_RUN if os.environ.pop(name, None)]:
+            self.notes.append(f"wandb: {', '.join(left)} not used: it names one run, and each trial is one")
 
     def _tell_again(self, folder: RunFolder, last_step: int) -> None:
         samples: dict[int, list[Sample]] = {}

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from sft_experiments.monitor.trackers.tracker import RunIdentity
 from sft_experiments.monitor.trackers.wandb_tracker import WandbTracker
@@ -55,6 +57,31 @@ def test_a_run_has_its_names_config_and_outcome(written: Path) -> None:
     assert content["summary"]["status"] == "completed"
     (run, *_) = [record["run"] for record in records(written) if record["type"] == "run"]
     assert (run["run_group"], run["job_type"]) == ("grid-ffff", "train")
+
+
+def started_as(folder: Path, identity: RunIdentity) -> tuple[dict[str, Any], list[str]]:
+    """What the run of a tracker in a fresh process is called, and its notes."""
+    wandb.teardown()  # it reads the environment once
+    tracker = started(folder, identity)
+    tracker.finish("completed", {})
+    (written,) = run_folders(folder)
+    (run, *_) = [record["run"] for record in records(written) if record["type"] == "run"]
+    return run, tracker.notes
+
+
+@pytest.mark.slow
+def test_the_environment_names_one_run_and_never_the_trials_of_a_sweep(
+    tmp_path: Path, identity: RunIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_one = {"WANDB_NAME": "mine", "WANDB_RUN_ID": "fromagent", "WANDB_SWEEP_ID": "s"}
+    for name, value in {**of_one, "WANDB_RUN_GROUP": "team"}.items():
+        monkeypatch.setenv(name, value)
+    alone, _ = started_as(tmp_path / "alone", replace(identity, sweep=None))
+    assert (alone["run_id"], alone["display_name"], alone["run_group"]) == ("fromagent", "mine", "team")
+    trial, notes = started_as(tmp_path / "trial", identity)
+    assert (trial["run_id"], trial["display_name"]) == (identity.trial_id, identity.label)
+    assert trial["run_group"] == "team"
+    assert any("WANDB_NAME" in note and "each trial is one" in note for note in notes)
 
 
 @pytest.mark.slow
