@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Optional
@@ -30,6 +31,12 @@ SWEEP_OF_FOUR = [
 def skip_unless_required(what_is_missing: str, variable: str) -> None:
     """Skip this test, loudly; where ``variable`` is set (continuous integration) fail instead."""
     pytest.fail(what_is_missing) if os.environ.get(variable) else pytest.skip(what_is_missing)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests first: run side by side, a long one must not be left for the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
