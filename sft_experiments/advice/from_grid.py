@@ -8,11 +8,11 @@ from sft_experiments.advice.lines import Line, beyond, line_through_best
 from sft_experiments.advice.optimum import Optimum, fit_optimum
 from sft_experiments.results.collect import number
 from sft_experiments.results.compare import best_seed
-from sft_experiments.results.rank import Cell, Comparison
+from sft_experiments.results.rank import SAME_BUDGET, Cell, Comparison
 from sft_experiments.results.recipes import axis_value, sweep_command, sweep_values, use_command, with_value
 from sft_experiments.results.rows import combined
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
-from sft_experiments.values import format_score, format_seconds, format_value
+from sft_experiments.values import format_count, format_score, format_seconds, format_value
 
 LEARNING_RATE = "train.learning_rate"
 BATCH_SIZE = "train.effective_batch_size"
@@ -51,16 +51,34 @@ def _edge_advice(evidence: Evidence, line: Line, up: bool, new: float) -> Advice
     scores |= dict.fromkeys(line.stopped, "stopped early")
     trail = ", ".join(f"{format_value(value)}: {scores[value]}" for value in sorted(scores))
     tried = sweep_values(comparison, evidence.run, line.key)
-    caution = " At fixed epochs a smaller batch also means more steps." if line.key == BATCH_SIZE else ""
+    caution, unequal = _budgets(line) if line.key == BATCH_SIZE else ("", False)
+    if unequal:
+        confidence = LOW
     doubt = " The next value is within noise of it, so the trend is not sure." if same else ""
     return Advice(
         rule="edge",
         finding=f"The best {line.name}, {format_value(line.values[-1 if up else 0])}, is the {end} tried.{doubt}",
         evidence=f"{comparison.metric} by {line.name}: {trail}.{caution}",
-        action=f"Extend the grid to {line.name}={format_value(new)}; finished cells are kept.",
+        action=f"Extend the grid to {line.name}={format_value(new)}{_kept(evidence)}.",
         command=sweep_command(comparison, evidence.run, {line.key: with_value(tried, new)}),
         confidence=confidence,
     )
+
+
+def _kept(evidence: Evidence) -> str:
+    """Said where it is so: in one sweep's folder under its own name, which the extended sweep gets again."""
+    sweeps = {(str(run.record.sweep), run.folder.path.parent.name) for run in evidence.comparison.runs}
+    return "; finished cells are kept" if sweeps == {(str(evidence.run.record.sweep),) * 2} else ""
+
+
+def _budgets(line: Line) -> tuple[str, bool]:
+    """What else changes along the axis of batch sizes, and whether it is the number of tokens."""
+    counts = [number(run.record.metrics, "tokens") for cell in line.cells for run in cell.runs]
+    known = [count for count in counts if count is not None]
+    if known and max(known) > SAME_BUDGET * min(known):
+        few, many = format_count(min(known)), format_count(max(known))
+        return f" At a fixed number of steps a larger batch is also trained on more tokens, {few} to {many} here.", True
+    return " At fixed epochs a smaller batch also means more steps.", False
 
 
 def noise_rule(evidence: Evidence) -> Advice | None:

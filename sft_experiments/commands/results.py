@@ -1,6 +1,7 @@
 """The subcommands ``compare``, ``report`` and ``best``: their arguments, and what they call."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.console import Console
 from sft_experiments.commands import Command
 from sft_experiments.report.on_terminal import TEXT_FORMATS, compare, print_difference
 from sft_experiments.report.publish import write_report
-from sft_experiments.results.compare import best_run
+from sft_experiments.results.compare import best_run, load_comparisons
 from sft_experiments.results.recipes import again_command, export_command, has_model, reproduce_command
 
 
@@ -26,6 +27,7 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=["table", *TEXT_FORMATS], default="table")
     parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what differs between two runs, by path or name")
+    parser.add_argument("--top", type=_count, metavar="N", help="the best N rows of each table")
     parser.add_argument("--no-advice", action="store_true", help="the table only")
 
 
@@ -37,8 +39,14 @@ def _run_compare(args: argparse.Namespace) -> int:
         return 0
     columns = [name.strip() for name in args.columns.split(",") if name.strip()]
     directories = args.directories or [Path("outputs")]
-    compare(directories, console, args.sort, columns, args.where, args.format, with_advice=not args.no_advice)
+    compare(directories, console, args.sort, columns, args.where, args.format, not args.no_advice, args.top)
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +69,8 @@ def _add_best_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_best(args: argparse.Namespace) -> int:
     run = best_run(args.directories)
     print(run.folder.path)
+    if len(load_comparisons(args.directories)) > 1:
+        print("note: some of these runs were measured on other validation rows: see sft compare", file=sys.stderr)
     if not args.path:
         print(f"{run.record.objective_metric}: {run.record.objective:.4f}")
         if has_model(run):

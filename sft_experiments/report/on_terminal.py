@@ -1,6 +1,7 @@
 """The ranked table with its advice on the terminal."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,8 @@ from sft_experiments.advice.advise import advise
 from sft_experiments.advice.evidence import Advice
 from sft_experiments.errors import ConfigError
 from sft_experiments.results.collect import collect_runs
-from sft_experiments.results.compare import diff_table, find_run, load_comparison
+from sft_experiments.results.compare import diff_table, find_run, load_comparison, load_comparisons
+from sft_experiments.results.rank import Comparison
 from sft_experiments.results.rows import build_table
 from sft_experiments.results.table import print_table
 from sft_experiments.results.text_formats import to_csv, to_json, to_markdown
@@ -38,18 +40,35 @@ def compare(
     where: Sequence[str] = (),
     format: str = "table",
     with_advice: bool = True,
+    top: int | None = None,
 ) -> None:
-    """Print the ranked table of all runs below ``directories``, in one of the formats table, md, csv and json."""
+    """Print the ranked table of all runs below ``directories``, in one of the formats table, md, csv and json.
+
+    On a terminal runs that were measured on different validation data are a table each, with its own advice. ``top``:
+    so many rows of each table.
+    """
     if format != "table" and format not in TEXT_FORMATS:
         raise ConfigError(f"--format {format}: choose one of table, {', '.join(TEXT_FORMATS)}")
-    comparison = load_comparison(directories, where)
-    table = build_table(comparison, columns, sort)
     if format != "table":
-        console.file.write(TEXT_FORMATS[format](table))
+        table = build_table(load_comparison(directories, where), columns, sort)
+        console.file.write(TEXT_FORMATS[format](replace(table, cells=table.cells[:top])))
         return
-    print_table(table, console)
-    if with_advice:
-        print_advice(advise(comparison), console)
+    comparisons = load_comparisons(directories, where)
+    for number, comparison in enumerate(comparisons, start=1):
+        if len(comparisons) > 1:
+            _print_heading(comparison, f"{number} of {len(comparisons)}", console)
+        table = build_table(comparison, columns, sort)
+        print_table(replace(table, cells=table.cells[:top]), console)
+        if top is not None and len(table.cells) > top:
+            console.print(f"{len(table.cells) - top} more; --top shows them.")
+        if with_advice:
+            print_advice(advise(comparison), console)
+
+
+def _print_heading(comparison: Comparison, number: str, console: Console) -> None:
+    names = ", ".join(dict.fromkeys(str(run.record.sweep or run.record.name) for run in comparison.runs))
+    console.print(Text(f"\nValidation data {number}: {names}", style="bold"))
+    console.print("Objectives that were measured on other rows do not compare with these.\n", style="dim")
 
 
 def print_ranked_table(directories: Sequence[Path], console: Console) -> None:

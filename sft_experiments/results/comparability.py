@@ -22,6 +22,18 @@ _MEANING = {
 }
 
 
+def validation_of(run: Run) -> tuple[tuple[str, str], ...]:
+    """What a run's objective was measured on: losses on other rows do not compare.
+
+    The fingerprint of the validation data; where they were split off, of the training data with the share.
+    """
+    prints = {name: value for name, value in run.record.fingerprints.items() if "valid" in name}
+    if not prints:
+        prints = {name: value for name, value in run.record.fingerprints.items() if name.startswith("train")}
+        prints["fraction"] = str(run.values.get("dataset.validation_fraction"))
+    return tuple(sorted(prints.items()))
+
+
 def comparability_notes(runs: Sequence[Run]) -> list[str]:
     """One line for each difference in data, model, tokens trained, code or device between ``runs``."""
     notes = _fingerprint_notes(runs)

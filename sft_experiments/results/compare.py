@@ -10,7 +10,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sft_experiments.errors import RunFolderError
-from sft_experiments.results.collect import Run, collect_runs, read_run
+from sft_experiments.results.collect import Collection, Run, collect_runs, read_run
+from sft_experiments.results.comparability import validation_of
 from sft_experiments.results.fields import filter_runs
 from sft_experiments.results.rank import Cell, Comparison, compare_runs
 from sft_experiments.results.settings import identity
@@ -18,17 +19,34 @@ from sft_experiments.runs.folder import RunFolder
 from sft_experiments.values import flatten, format_value
 
 
+def load_comparisons(directories: Sequence[Path], where: Sequence[str] = ()) -> list[Comparison]:
+    """The comparisons of the runs below ``directories`` that satisfy ``where``: one for each set of validation data.
+
+    The one with the most runs is first. Raises as ``load_comparison`` does.
+    """
+    collection = _collected(directories, where)
+    groups: dict[Any, list[Run]] = {}
+    for run in collection.runs:
+        groups.setdefault(validation_of(run), []).append(run)
+    first, *others = sorted(groups.values(), key=len, reverse=True)
+    return [compare_runs(replace(collection, runs=first)), *(compare_runs(Collection(runs, [])) for runs in others)]
+
+
 def load_comparison(directories: Sequence[Path], where: Sequence[str] = ()) -> Comparison:
     """The comparison of the runs below ``directories`` that satisfy ``where``.
 
     Raises ``RunFolderError`` when there are none, ``ConfigError`` for a condition that names nothing.
     """
+    return compare_runs(_collected(directories, where))
+
+
+def _collected(directories: Sequence[Path], where: Sequence[str]) -> Collection:
     collection = collect_runs(directories)
     runs = filter_runs(collection.runs, where)
     if not runs:
         reason = f"no run satisfies {' and '.join(where)}" if where and collection.runs else "no record is readable"
         raise RunFolderError("; ".join([reason, *collection.problems]))
-    return compare_runs(replace(collection, runs=runs))
+    return replace(collection, runs=runs)
 
 
 def best_run(directories: Iterable[Path]) -> Run:

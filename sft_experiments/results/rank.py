@@ -13,6 +13,9 @@ where df and the pooled variance come from all configurations with two seeds or 
 pooled and the configuration's own variance, because losses near divergence scatter more. So "worse than the best"
 is wrong for any row of the table in at most 5% of sweeps. Without repeated seeds the noise is unknown and nothing
 is claimed.
+
+Short trainings scatter more than long ones. So noise is pooled over the configurations that were trained on about as
+many tokens as the best, and only these are judged; of the others the order is shown, and nothing is claimed.
 """
 
 import math
@@ -29,6 +32,7 @@ from sft_experiments.runs.metrics import EVAL_LOSS, NATS_PER_BYTE
 from sft_experiments.runs.record import Status
 
 SIGNIFICANCE = 0.05
+SAME_BUDGET = 1.1  # times the tokens of the best: batch sizes that do not divide an epoch shift them by some steps
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,21 @@ def compare_runs(collection: Collection) -> Comparison:
             distinct = _one_per_seed(same_content)
             repeats += len(same_content) - len(distinct)
             cells.append(Cell(distinct, others))
-    noise = _noise(cells)
+    ordered = _in_order(cells, direction)
+    alike = [cell for cell in ordered if _same_budget(ordered[0], cell)]
+    noise = _noise(alike)
     notes = [*change_of_metric, *comparability_notes([run for cell in cells for run in cell.runs])]
+    if noise and (unlike := [cell for cell in ordered if cell not in alike]):
+        notes.append(
+            f"{len(unlike)} configuration(s) were trained on another number of tokens than the best: whether they"
+            " differ from it by more than noise is not judged"
+        )
     if repeats:
         notes.append(f"{repeats} run(s) repeat a seed of the same configuration; the newest of each counts, once")
     return Comparison(
         metric,
         direction,
-        _ranked(cells, direction, noise),
+        _ranked(ordered, alike, noise),
         sorted(unranked, key=_place_at_rung),
         noise,
         shown_keys(runs),
@@ -202,11 +213,32 @@ def _noise(cells: Sequence[Cell]) -> Noise | None:
     return Noise(math.sqrt(pooled[0]), pooled[1]) if pooled else None
 
 
-def _ranked(cells: list[Cell], direction: str, noise: Noise | None) -> list[Cell]:
+def _in_order(cells: list[Cell], direction: str) -> list[Cell]:
     sign = 1 if direction == "minimize" else -1
-    ordered = sorted(cells, key=lambda cell: (sign * cell.mean, cell.runs[0].folder.path))
+    return sorted(cells, key=lambda cell: (sign * cell.mean, cell.runs[0].folder.path))
+
+
+def _same_budget(one: Cell, other: Cell) -> bool:
+    """Whether two configurations were given about as many tokens. One that may stop by itself has no fixed number."""
+    few, many = sorted((_tokens(one), _tokens(other)))
+    return many <= few * SAME_BUDGET
+
+
+def _tokens(cell: Cell) -> float:
+    counts = [number(run.record.metrics, "tokens") for run in cell.runs]
+    known = [count for count in counts if count is not None]
+    stops = any(run.values.get("train.early_stopping_patience") is not None for run in cell.runs)
+    return 0.0 if stops or not known else mean(known)
+
+
+def _ranked(ordered: list[Cell], alike: list[Cell], noise: Noise | None) -> list[Cell]:
+    """The cells with their rank, and those as long trained as the best with their verdict."""
     return [
-        Cell(cell.runs, cell.incomplete, rank, _indistinguishable(ordered[0], cell, noise, len(ordered)))
+        replace(
+            cell,
+            rank=rank,
+            within_noise=_indistinguishable(ordered[0], cell, noise, len(alike)) if cell in alike else None,
+        )
         for rank, cell in enumerate(ordered, start=1)
     ]
 

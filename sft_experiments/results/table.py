@@ -51,8 +51,9 @@ def noise_sentence(comparison: Comparison) -> str:
         return "One seed each: the noise is unknown, so close values are not a ranking."
     within = sum(bool(cell.within_noise) for cell in comparison.cells[1:])
     spread = f"The spread between seeds is {comparison.noise.standard_deviation:.4f}"
-    others = f"{within} of {len(comparison.cells) - 1} other configurations"
-    return f"{spread}; {others} cannot be told from the best (≈)." if len(comparison.cells) > 1 else f"{spread}."
+    judged = sum(cell.within_noise is not None for cell in comparison.cells[1:])
+    others = f"{within} of {judged} other configurations"
+    return f"{spread}; {others} cannot be told from the best (≈)." if judged else f"{spread}."
 
 
 def fit_columns(table: Table, width: int) -> tuple[list[Column], list[Column]]:

@@ -144,3 +144,27 @@ def test_when_all_diverged_the_learning_rate_comes_down() -> None:
     runs = [make_run(Path("sweep"), rate, 8, None, status=Status.diverged) for rate in (0.03, 0.3)]
     (advice,) = advise(compare_runs(Collection(runs, [])))
     assert "train.learning_rate=0.01" in advice.command
+
+
+def test_a_larger_batch_that_saw_more_tokens_is_no_sure_edge() -> None:
+    runs = [
+        make_run(Path("sweep"), 2e-3, batch, 1 / batch + seed * 1e-4, seed, metrics={"tokens": 1000 * batch})
+        for batch in (4, 8, 16)
+        for seed in (1, 2)
+    ]
+    (edge,) = [found for found in advise(compare_runs(Collection(runs, []))) if found.rule == "edge"]
+    assert "fixed number of steps a larger batch is also trained on more tokens, 4k to 16k" in edge.evidence
+    assert edge.confidence == "low" and "fixed epochs" not in edge.evidence
+
+
+def test_cells_are_called_kept_only_in_the_one_folder_of_their_sweep(tmp_path: Path) -> None:
+    def action(*folders: Path) -> str:
+        trials = [(folder, batch) for folder in folders for batch in (4, 8, 16)]
+        runs = [make_run(folder, 2e-3, batch, 1 / batch) for folder, batch in trials]
+        for run in runs:
+            run.record.sweep = "demo-1a2b"
+        return next(found.action for found in advise(compare_runs(Collection(runs, []))) if found.rule == "edge")
+
+    assert "finished cells are kept" in action(tmp_path / "demo-1a2b")
+    assert "kept" not in action(tmp_path / "renamed")
+    assert "kept" not in action(tmp_path / "demo-1a2b", tmp_path / "copy")

@@ -56,3 +56,29 @@ def test_best_prints_the_folder_and_what_to_type(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert f"model: {path}/model\n" in printed
     assert f"sft export {path}" in printed.replace("'", "")
+
+
+def test_runs_measured_on_other_rows_are_a_table_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_grid(tmp_path / "ours")
+    other = {"train_data": "aa", "validation_data": "zz", "model": "cc"}
+    write_run(tmp_path / "theirs", 1e-3, 16, 0.01, fingerprints=other)
+    assert run("compare", str(tmp_path)) == 0
+    shown = capsys.readouterr().out
+    assert "Validation data 1 of 2: ours" in shown and "Validation data 2 of 2: theirs" in shown
+    assert shown.count("rank ") == 2
+    assert "validation data differ" not in shown
+    run("best", str(tmp_path))
+    assert "measured on other validation rows" in capsys.readouterr().err
+
+
+def test_the_best_rows_only_with_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_grid(tmp_path / "sweep")
+    run("compare", str(tmp_path), "--top", "2", "--no-advice")
+    shown = capsys.readouterr().out
+    assert "13 more; --top shows them." in shown
+    run("compare", str(tmp_path), "--top", "2", "--format", "csv")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    with pytest.raises(SystemExit):
+        run("compare", str(tmp_path), "--top", "0")

@@ -1,13 +1,14 @@
 import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
-from sft_experiments.results.collect import collect_runs
+from sft_experiments.results.collect import Collection, collect_runs
 from sft_experiments.results.rank import Comparison, compare_runs, why_unranked
 from sft_experiments.runs.record import Status
-from tests.results.sweep_factory import bowl, compare_grid, write_grid, write_run
+from tests.results.sweep_factory import bowl, compare_grid, make_run, write_grid, write_run
 
 
 def comparison_of(*folders: Path) -> Comparison:
@@ -135,3 +136,27 @@ def test_runs_of_one_tokenizer_keep_their_objective(tmp_path: Path) -> None:
         write_run(tmp_path, rate, 8, loss, metrics={"eval/nats_per_byte": 1 - loss})
     comparison = compare_runs(collect_runs([tmp_path]))
     assert (comparison.metric, [cell.mean for cell in comparison.cells]) == ("eval/loss", [0.4, 0.8])
+
+
+def test_the_noise_of_short_trainings_is_not_that_of_long_ones(tmp_path: Path) -> None:
+    random = Random(0)
+    few: dict[str, Any] = {"metrics": {"tokens": 1000}, "train__max_steps": 9}
+    for seed in range(4):
+        for rate in (1e-3, 2e-3):
+            write_run(tmp_path / "long", rate, 16, 0.06 + rate + random.gauss(0, 1e-4), seed)
+            write_run(tmp_path / "short", rate, 16, random.uniform(0.28, 1.07), seed, **few)
+    together = compare_runs(collect_runs([tmp_path]))
+    alone = compare_runs(collect_runs([tmp_path / "long"]))
+    assert together.noise == alone.noise
+    assert [cell.within_noise for cell in together.cells] == [True, False, None, None]
+    assert any("2 configuration(s) were trained on another number of tokens" in note for note in together.notes)
+
+
+def test_a_run_that_stops_by_itself_is_judged_whatever_it_used() -> None:
+    patience: dict[str, Any] = {"train__early_stopping_patience": 2}
+    runs = [
+        make_run(Path("sweep"), 1e-3 * cell, 16, cell + 0.01 * seed, seed, metrics={"tokens": 1000 * cell}, **patience)
+        for cell in (1, 2)
+        for seed in range(3)
+    ]
+    assert [cell.within_noise for cell in compare_runs(Collection(runs, [])).cells] == [True, False]
