@@ -18,7 +18,8 @@ def advise(comparison: Comparison) -> list[Advice]:
         return [advice] if (advice := all_failed(comparison)) else []
     run = best_seed(comparison.best, comparison)
     evidence = Evidence(comparison, run, read_curves(run.folder.metrics))
-    offered = [edge_rule(evidence, key) for key in comparison.keys]
+    swept = evidence.run.axes or comparison.keys  # a setting that only follows from an axis is no axis
+    offered = [edge_rule(evidence, key) for key in comparison.keys if key in swept]
     offered += [rule(evidence) for rule in (*GRID_RULES, *CURVE_RULES)]
     return sorted(
         (advice for advice in offered if advice), key=lambda advice: (HIGH, MEDIUM, LOW).index(advice.confidence)

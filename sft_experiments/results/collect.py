@@ -25,8 +25,21 @@ class Run:
 
     @cached_property
     def deciding(self) -> dict[str, Any]:
-        """The values that take part in the result, seeds included."""
-        return {key: value for key, value in self.values.items() if decides(key, self.values)}
+        """The values that take part in the result, seeds included; of a group that was swept, what it sets."""
+        groups = self.record.axes.keys() - flatten(self.record.config).keys()
+        return {key: value for key, value in self.values.items() if key not in groups and decides(key, self.values)}
+
+    @cached_property
+    def axes(self) -> dict[str, Any]:
+        """The axes of its sweep with its place on each, by the keys of ``values``.
+
+        A whole group (``peft=none,lora``) stands there by its own name, ``+key`` without its sign, and each key of a
+        mapping (``train={...},{...}``) for itself.
+        """
+        found: dict[str, Any] = {}
+        for axis, value in self.record.axes.items():
+            found |= flatten({axis.lstrip("+"): value}) if isinstance(value, dict) else {axis.lstrip("+"): value}
+        return found
 
     @property
     def name(self) -> str:
@@ -82,7 +95,10 @@ def read_run(folder: RunFolder) -> Run:
         raise RunFolderError(f"{folder.record} is not a usable record: {error}") from error
     if fault := _fault(record):
         raise RunFolderError(f"{folder.record} is not a usable record: {fault}")
-    return Run(folder, record, flatten(record.config))
+    run = Run(folder, record, flatten(record.config))
+    for axis, value in run.axes.items():
+        run.values.setdefault(axis, value)  # a group is no key of the config
+    return run
 
 
 def _fault(record: Record) -> str | None:

@@ -57,7 +57,8 @@ def sweep_command(
     values = {
         axis: [axis_value(run, axis)] if _is_search(run) else sweep_values(comparison, run, axis) for axis in others
     }
-    values |= {axis: list(chosen) for axis, chosen in axes.items()}
+    signed = {axis.lstrip("+"): axis for axis in others}
+    values |= {signed.get(axis, axis): list(chosen) for axis, chosen in axes.items()}
     replaced = {*values, *SEED_KEYS} | ({"sweep.num_seeds"} if num_seeds else set())
     typed = [word for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
     kept = [shlex.quote(word) for word in _as_grid(run, typed, num_seeds is not None)]
@@ -93,7 +94,7 @@ def with_value(values: Sequence[Any], new: Any) -> list[Any]:
 
 def axis_value(run: Run, axis: str) -> Any:
     """A run's place on an axis, as the sweep was given it: an axis may be a group, such as ``scheduler``."""
-    return run.record.axes.get(axis, run.values.get(axis))
+    return run.record.axes.get(axis, run.axes.get(axis, run.values.get(axis.lstrip("+"))))
 
 
 def quoted_path(run: Run) -> str:
@@ -109,6 +110,10 @@ def _override(key: str, values: Sequence[Any]) -> str:
 
 def _override_value(value: Any) -> str:
     """A value as Hydra reads it back: a text that its grammar would take apart stands in quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_override_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_override_value, value)) + "]"
     text = format_value(value)
     if not isinstance(value, str) or re.fullmatch(r"[\w./:@%+-]+", text):
         return text

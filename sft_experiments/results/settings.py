@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sft_experiments.results.collect import Run
+from sft_experiments.values import flatten
 
 SEED_KEYS = ("train.seed", "train.data_seed")
 
@@ -19,7 +20,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
         for key, value in run.deciding.items():
             values.setdefault(key, set()).add(identity(value))
             counts[key] = counts.get(key, 0) + 1
-    axes = list(dict.fromkeys(axis for run in runs for axis in run.record.axes))
+    axes = list(dict.fromkeys(axis for run in runs for axis in run.axes))
     order = [key for key in axes if key in values] + [key for key in values if key not in axes]
     return [key for key in order if len(values[key]) > 1 or counts[key] < len(runs)]
 
@@ -30,9 +31,9 @@ def shown_keys(runs: Sequence[Run]) -> list[str]:
     Choosing another model changes a dozen settings at once; one column tells them apart. What somebody set, on an
     axis or by hand, has a column all the same: of two runs every difference mirrors every other.
     """
-    deliberate = {key for run in runs for key in (*run.record.axes, *_typed(run))}
-    chosen: list[str] = []
-    partitions: list[tuple[int, ...]] = []
+    deliberate = {key for run in runs for key in (*run.axes, *_typed(run))}
+    chosen = _swept_groups(runs)
+    partitions = [_partition(runs, key) for key in chosen]
     for key in differing_keys(runs):
         if key in SEED_KEYS:
             continue
@@ -41,6 +42,14 @@ def shown_keys(runs: Sequence[Run]) -> list[str]:
             chosen.append(key)
             partitions.append(partition)
     return chosen
+
+
+def _swept_groups(runs: Sequence[Run]) -> list[str]:
+    """Axes that are no setting but a choice of many, such as ``peft`` or ``experiment``, when all runs are on them."""
+    axes = dict.fromkeys(axis for run in runs for axis in run.axes)
+    keys = {key for run in runs for key in flatten(run.record.config)}
+    groups = [axis for axis in axes if axis not in keys and all(axis in run.axes for run in runs)]
+    return [axis for axis in groups if len({identity(run.axes[axis]) for run in runs}) > 1]
 
 
 def _typed(run: Run) -> list[str]:
@@ -52,7 +61,9 @@ def _typed(run: Run) -> list[str]:
 def _partition(runs: Sequence[Run], key: str) -> tuple[int, ...]:
     """Each run's value as the index of its first appearance: equal for keys that split the runs alike."""
     first: dict[str, int] = {}
-    return tuple(first.setdefault(identity(run.deciding.get(key)), index) for index, run in enumerate(runs))
+    return tuple(
+        first.setdefault(identity(run.deciding.get(key, run.axes.get(key))), index) for index, run in enumerate(runs)
+    )
 
 
 def short_names(keys: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:

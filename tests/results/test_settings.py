@@ -4,7 +4,7 @@ from typing import Any
 from sft_experiments.results.collect import Run, collect_runs
 from sft_experiments.results.settings import differing_keys, identity, short_names, shown_keys, sort_key
 from sft_experiments.runs.record import Status
-from tests.results.sweep_factory import write_grid, write_run
+from tests.results.sweep_factory import make_run, write_grid, write_run
 
 
 def runs_of(*folders: Path) -> list[Run]:
@@ -61,3 +61,31 @@ def test_equal_numbers_are_one_setting_and_booleans_are_not_numbers() -> None:
 
 def test_any_mixture_of_values_can_be_sorted() -> None:
     assert sorted(["b", None, 2, 0.5, "a", True], key=sort_key) == [0.5, 2, True, "a", "b", None]
+
+
+def on_axes(name: str, rate: float, axes: dict[str, Any], **changes: Any) -> Run:
+    """A run of a sweep over these axes, read from disk as any."""
+    run = make_run(Path("sweep"), rate, 16, 0.5, axes=axes, scheduler__name=name, **changes)
+    for axis, value in run.axes.items():
+        run.values.setdefault(axis, value)
+    return run
+
+
+def test_a_group_that_was_swept_has_the_column_and_what_follows_from_it_none() -> None:
+    runs = [on_axes(name, rate, {"experiment": name}) for name, rate in (("a", 1e-3), ("b", 1e-2))]
+    assert shown_keys(runs) == ["experiment"]
+    assert [run.values["experiment"] for run in runs] == ["a", "b"]
+
+
+def test_keys_of_swept_mappings_and_added_keys_are_axes() -> None:
+    zipped = [{"train": {"learning_rate": rate, "weight_decay": rate / 10}} for rate in (1e-3, 1e-2)]
+    runs = [on_axes("cosine", rate, axes) for rate, axes in zip((1e-3, 1e-2), zipped, strict=True)]
+    assert list(runs[0].axes) == ["train.learning_rate", "train.weight_decay"]
+    assert shown_keys(runs)[0] == "train.learning_rate"
+    added = [on_axes("cosine", rate, {"+train.learning_rate": rate}) for rate in (1e-3, 1e-2)]
+    assert shown_keys(added) == ["train.learning_rate"]
+
+
+def test_cells_are_the_same_whether_their_group_was_swept_or_typed() -> None:
+    swept, typed = on_axes("linear", 1e-3, {"scheduler": "linear"}), on_axes("linear", 1e-3, {})
+    assert swept.deciding == typed.deciding
