@@ -63,7 +63,9 @@ def sweep_command(
     typed = [word for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
     kept = [shlex.quote(word) for word in _as_grid(run, typed, num_seeds is not None)]
     seeds = [f"sweep.num_seeds={num_seeds}"] if num_seeds else []
-    return " ".join(["sft sweep", *kept, *(_override(axis, values[axis]) for axis in values), *seeds])
+    # `sft sweep` would add the default grid to a launch that named no sweep
+    launch = "sft sweep" if any(word.startswith("sweep=") for word in kept) else "sft train -m"
+    return " ".join([launch, *kept, *(_override(axis, values[axis]) for axis in values), *seeds])
 
 
 def _as_grid(run: Run, typed: Sequence[str], with_seeds: bool) -> list[str]:

@@ -85,7 +85,7 @@ def test_the_noise_advice_says_when_its_command_runs_more_than_the_leaders() -> 
 def test_the_extension_keeps_the_old_values_and_the_sweeps_own_settings() -> None:
     (advice,) = found(compare_grid(bowl(5e-2)), "edge")
     assert advice.command == (
-        "sft sweep model=tiny dataset=demo train.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3,0.02"
+        "sft train -m model=tiny dataset=demo train.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3,0.02"
         " train.effective_batch_size=8,16,32"
     )
 
@@ -96,7 +96,7 @@ def test_an_axis_that_is_a_whole_group_stays_one_in_commands() -> None:
         for index, name in enumerate(["cosine", "linear"])
     ]
     (advice,) = found(compare_runs(Collection(runs, [])), "noise")
-    assert advice.command == "sft sweep model=tiny dataset=demo scheduler=cosine,linear sweep.num_seeds=3"
+    assert advice.command == "sft train -m model=tiny dataset=demo scheduler=cosine,linear sweep.num_seeds=3"
 
 
 @pytest.mark.parametrize("status", [Status.diverged, Status.pruned, Status.running])

@@ -27,7 +27,7 @@ def test_changed_keys_replace_what_was_typed_before() -> None:
     comparison = compare_runs(Collection([run], []))
     command = sweep_command(comparison, run, {"train.learning_rate": [1e-3, 2e-3]}, num_seeds=3)
     assert command == (
-        "sft sweep model=tiny train.learning_rate=1e-3,2e-3 train.effective_batch_size=8 sweep.num_seeds=3"
+        "sft train -m model=tiny train.learning_rate=1e-3,2e-3 train.effective_batch_size=8 sweep.num_seeds=3"
     )
 
 
@@ -60,3 +60,13 @@ def test_a_kept_model_is_exported_and_only_a_dropped_one_is_trained_again(tmp_pa
     run.folder.model.mkdir(parents=True)
     (run.folder.model / "adapter_config.json").touch()
     assert shlex.split(use_command(run)) == ["sft", "export", str(run.folder.path), "my-model"]
+
+
+def test_a_launch_that_named_no_sweep_gets_no_default_grid_beside_its_own_axes() -> None:
+    run = make_run(Path("sweep"), 1e-3, 8, 0.5, axes={"peft": "lora", "train": {"weight_decay": 0.1}})
+    comparison = compare_runs(Collection([run], []))
+    assert sweep_command(comparison, run, {}) == (
+        "sft train -m model=tiny dataset=demo peft=lora 'train={weight_decay: 0.1}'"
+    )
+    run.record.overrides.append("sweep=lr_x_batch")
+    assert sweep_command(comparison, run, {}).startswith("sft sweep model=tiny dataset=demo sweep=lr_x_batch ")
