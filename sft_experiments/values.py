@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -87,6 +88,29 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(format_value(item) for item in value) + "]"
     return str(value)
+
+
+_WORDS_OF_THE_GRAMMAR = {"null", "true", "false", "nan", "inf"}
+
+
+def as_override(key: str, *values: Any) -> str:
+    """``key=value``, or ``key=a,b`` for several, as Hydra's grammar reads it back; a shell needs quotes around it."""
+    return f"{key}={','.join(map(_override_value, values))}"
+
+
+def _override_value(value: Any) -> str:
+    """A text that the grammar would take apart stands in quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_override_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_override_value, value)) + "]"
+    text = format_value(value)
+    if isinstance(value, float) and float(text) != value:
+        text = repr(value)  # rounded, it would be another trial
+    is_plain = re.fullmatch(r"[A-Za-z_/][\w./:@%+-]*", text) and text.lower() not in _WORDS_OF_THE_GRAMMAR
+    if not isinstance(value, str) or is_plain:
+        return text
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def _short_float(value: float) -> str:

@@ -14,6 +14,7 @@ from sft_experiments.errors import ConfigError, RunFolderError
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import read_record
 from sft_experiments.schema import Config
+from sft_experiments.values import as_override
 
 
 def recorded_run(path: Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Request]:
@@ -42,7 +43,7 @@ def recorded_run(path: Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
         assert isinstance(config, DictConfig)
     except OmegaConfBaseException as error:
         raise explain(error) from error
-    earlier = [*record.overrides, *(f"{axis}={value}" for axis, value in record.axes.items())]
+    earlier = [*record.overrides, *(as_override(axis, value) for axis, value in record.axes.items())]
     replaced = {change.key_or_group for change in changes}
     kept = [text for text in earlier if (key := _key(text)) not in replaced and key.split(".")[0] not in groups]
     return config, Request([*kept, *overrides])

@@ -24,7 +24,7 @@ from sft_experiments.runs.plan_file import Plan, write_plan
 from sft_experiments.runs.record import Record, Status, read_record, utc_now
 from sft_experiments.schema import Config, ModelConfig, ModelSource, PeftMethod
 from sft_experiments.secrets import redact, redact_text
-from sft_experiments.values import digest, format_value, select
+from sft_experiments.values import as_override, digest, format_value, select
 
 # The dials that a plan lists, in the order of the table of recommended values.
 DIALS = (
@@ -198,7 +198,7 @@ def folder_name(text: str) -> str:
 def reproduce_command(request: Request) -> str:
     """A shell command that runs this trial by itself."""
     of_the_run = [override for override in request.overrides if not override.startswith("sweep")]
-    cell = [f"{key}={value}" for key, value in request.axes.items()]
+    cell = [as_override(key, value) for key, value in request.axes.items()]
     return shlex.join(["sft", "train", *of_the_run, *cell])
 
 

@@ -1,6 +1,5 @@
 """Commands to paste: run the best again, use its model, extend a sweep."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from sft_experiments.results.collect import Run
 from sft_experiments.results.rank import Comparison
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
-from sft_experiments.values import format_value
+from sft_experiments.values import as_override
 
 SEARCH_SETTINGS = ("sweep=", "sweep.search", "sweep.num_trials=", "sweep.axes")
 STOPPING_SETTINGS = ("sweep=", "sweep.early_stopping=", "sweep.rungs=", "sweep.reduction_factor=")
@@ -41,7 +40,9 @@ def again_command(run: Run) -> str:
 
 def train_command(run: Run, changes: Mapping[str, Any]) -> str:
     """One run with the settings of ``run`` and some changes."""
-    return " ".join(["sft train --from", quoted_path(run), *(_override(key, [changes[key]]) for key in changes)])
+    return " ".join(
+        ["sft train --from", quoted_path(run), *(shlex.quote(as_override(key, changes[key])) for key in changes)]
+    )
 
 
 def sweep_command(
@@ -65,7 +66,7 @@ def sweep_command(
     seeds = [f"sweep.num_seeds={num_seeds}"] if num_seeds else []
     # `sft sweep` would add the default grid to a launch that named no sweep
     launch = "sft sweep" if any(word.startswith("sweep=") for word in kept) else "sft train -m"
-    return " ".join([launch, *kept, *(_override(axis, values[axis]) for axis in values), *seeds])
+    return " ".join([launch, *kept, *(shlex.quote(as_override(axis, *values[axis])) for axis in values), *seeds])
 
 
 def _as_grid(run: Run, typed: Sequence[str], with_seeds: bool) -> list[str]:
@@ -104,19 +105,3 @@ def quoted_path(run: Run) -> str:
     path = run.folder.path
     below = path.is_relative_to(Path.cwd())
     return shlex.quote(str(path.relative_to(Path.cwd()) if below else path))
-
-
-def _override(key: str, values: Sequence[Any]) -> str:
-    return shlex.quote(f"{key}={','.join(_override_value(value) for value in values)}")
-
-
-def _override_value(value: Any) -> str:
-    """A value as Hydra reads it back: a text that its grammar would take apart stands in quotes."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_override_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_override_value, value)) + "]"
-    text = format_value(value)
-    if not isinstance(value, str) or re.fullmatch(r"[\w./:@%+-]+", text):
-        return text
-    return "'" + text.replace("'", "\\'") + "'"

@@ -12,7 +12,7 @@ from sft_experiments.launch.trial import Trial
 from sft_experiments.models.shape import check_model_source, shape_of
 from sft_experiments.plan.forecast import disk_bytes
 from sft_experiments.schema import DataSource
-from sft_experiments.values import GIB
+from sft_experiments.values import GIB, as_override
 
 
 def wants_check(trials: list[Trial]) -> bool:
@@ -38,7 +38,7 @@ def check_command(composer: Composer, trial: Trial) -> list[str]:
     """The check of one cell, composed from the same folders as the sweep."""
     folders = [word for folder in composer.folders() for word in ("--config-dir", folder)]
     overrides = [item for item in trial.record.overrides if not item.lstrip("+").startswith("sweep")]
-    cell = [f"{key}={value}" for key, value in trial.record.axes.items()]
+    cell = [as_override(key, value) for key, value in trial.record.axes.items()]
     return [sys.executable, "-m", "sft_experiments", "check", *folders, *overrides, *cell]
 
 

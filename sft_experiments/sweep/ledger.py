@@ -27,8 +27,9 @@ class Sweep:
     def request(self, overrides: list[str], experiment_keys: frozenset[str]) -> Request:
         """The request of the cell whose overrides Hydra reports, split into fixed part and axes."""
         keyed = {override.lstrip("+").split("=", 1)[0]: override for override in overrides}
-        axes = {key: parse_value(keyed[key].split("=", 1)[1]) for key in self.axes if key in keyed}
-        fixed = [override for key, override in keyed.items() if key not in self.axes]
+        plain = {axis.lstrip("+"): axis for axis in self.axes}
+        axes = {axis: parse_value(keyed[key].split("=", 1)[1]) for key, axis in plain.items() if key in keyed}
+        fixed = [override for key, override in keyed.items() if key not in plain]
         return Request(fixed, axes, experiment_keys, self.folder, self.concurrent_trials)
 
     def write(self) -> None:

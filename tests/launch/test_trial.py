@@ -26,7 +26,7 @@ def test_folder_names_need_no_quoting_and_stay_short(tmp_path: Path) -> None:
 
 def test_the_command_in_the_record_reproduces_the_trial(planned) -> None:
     trial = planned("scheduler=linear", axes={"train.learning_rate": 0.002})
-    assert trial.record.command == "sft train scheduler=linear train.learning_rate=0.002"
+    assert trial.record.command == "sft train scheduler=linear train.learning_rate=2e-3"
 
 
 def test_a_written_trial_is_pending_and_keeps_the_attempts_of_before(planned) -> None:

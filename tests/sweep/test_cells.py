@@ -1,5 +1,7 @@
 """A cell that differs from another in values only is put together without Hydra, and is the same as with it."""
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -7,6 +9,7 @@ from sft_experiments.config.hydra import composed
 from sft_experiments.config.load import from_plain, to_config, to_plain
 from sft_experiments.errors import ConfigError
 from sft_experiments.sweep.cells import expand
+from sft_experiments.sweep.planning import plan_sweep
 
 CELLS = [
     ["train.learning_rate=1e-4", "train.effective_batch_size=16"],
@@ -78,3 +81,12 @@ def test_seeds_that_are_typed_beside_their_number_are_refused_and_beside_a_group
         list(expand(composer))
     with composed(["-m", "sweep=seeds", "train.seed=1,2"]) as composer:
         assert [cell.label() for cell in expand(composer)] == ["train.seed=1", "train.seed=2"]
+
+
+def test_an_added_key_is_an_axis_like_any_and_keeps_its_sign_in_commands(tmp_path: Path) -> None:
+    with composed(["-m", "+train.extra.neftune_noise_alpha=1,5", f"output_dir={tmp_path}"]) as composer:
+        _, trials = plan_sweep(composer)
+    records = [trial.record for trial in trials.values()]
+    assert [record.axes for record in records] == [{"+train.extra.neftune_noise_alpha": value} for value in (1, 5)]
+    assert [record.label for record in records] == ["neftune_noise_alpha=1", "neftune_noise_alpha=5"]
+    assert records[1].command is not None and records[1].command.endswith(" +train.extra.neftune_noise_alpha=5")
