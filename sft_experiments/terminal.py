@@ -1,5 +1,6 @@
 """The one console that everything is shown on, with notes, warnings and progress. Plain text when it is no terminal."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -43,18 +44,20 @@ class LastingStream:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except OSError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except OSError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
-        """What is buffered goes nowhere too, so that closing the stream succeeds."""
+    def _give_up(self, error: OSError) -> None:
+        """What is buffered goes nowhere too, so that closing the stream succeeds. A full disk is an error as ever."""
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)

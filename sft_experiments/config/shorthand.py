@@ -7,6 +7,7 @@ from pathlib import Path
 from sft_experiments.data.formats import FORMATS, Row
 from sft_experiments.data.read import read_rows, resolve_files
 from sft_experiments.errors import ConfigError
+from sft_experiments.values import as_override
 
 FIRST_ROWS = 20  # that tell the format of a file
 
@@ -48,7 +49,7 @@ def _model(value: str) -> tuple[list[str], str]:
         here = Path(name).expanduser()
         if (name.startswith((".", "/", "~")) or name.count("/") != 1) and not here.is_dir():
             raise ConfigError(f"model={name}: there is no such folder, and a Hub id has the form owner/name")
-    return ["model=hub", f"model.name={','.join(_quoted(str(_at_home(name))) for name in names)}"], ""
+    return ["model=hub", as_override("model.name", *(_at_home(name) for name in names))], ""
 
 
 def _dataset(value: str) -> tuple[list[str], str]:
@@ -64,9 +65,9 @@ def _dataset(value: str) -> tuple[list[str], str]:
         raise ConfigError(
             f"dataset={value}: files of several formats ({name}, {', '.join(others)}); use dataset=mixture"
         )
-    listed = ",".join(_quoted(str(_at_home(pattern))) for pattern in patterns)
+    listed = as_override("dataset.train_files", [_at_home(pattern) for pattern in patterns])
     reason = f"  (the columns of its first rows are those of {name})"
-    return [f"dataset={name}", f"dataset.train_files=[{listed}]"], reason
+    return [f"dataset={name}", listed], reason
 
 
 def _formats_of(file: Path) -> list[str]:
@@ -97,14 +98,9 @@ def _unclear(file: Path, formats: Iterable[str]) -> str:
     )
 
 
-def _at_home(path: str) -> Path | str:
+def _at_home(path: str) -> str:
     """No shell expands ``~`` behind an equals sign."""
-    return Path(path).expanduser() if path.startswith("~") else path
-
-
-def _quoted(text: str) -> str:
-    """For Hydra's grammar: its special characters need quotes."""
-    return text if all(sign.isalnum() or sign in "/._-~" for sign in text) else "'" + text.replace("'", "\\'") + "'"
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 _LONG: dict[str, Callable[[str], tuple[list[str], str]]] = {"model": _model, "dataset": _dataset}
