@@ -10,6 +10,7 @@ import pytest
 from sft_experiments.config.hydra import composed
 from sft_experiments.sweep.admission import check_command, wants_check
 from sft_experiments.sweep.planning import plan_sweep
+from sft_experiments.values import as_override
 
 
 def write_rows(folder: Path) -> str:
@@ -44,7 +45,7 @@ def test_the_middle_cell_is_checked_with_the_folders_of_the_sweep(
     assert command[2:4] == ["sft_experiments", "check"]
     assert "train.seed=7" in command
     assert not any(item.startswith("sweep") for item in command)
-    assert f"train.learning_rate={trials[1].record.axes['train.learning_rate']}" in command
+    assert as_override("train.learning_rate", trials[1].record.axes["train.learning_rate"]) in command
 
 
 @pytest.mark.slow
