@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,28 @@ def json_lines(path: Path, last_bytes: Optional[int] = None) -> Iterator[dict[st
             continue
         if isinstance(value, dict):
             yield value
+
+
+def link_tree(source: Path, target: Path, without: tuple[str, ...] = ()) -> None:
+    """The folder once more, whole or not at all: by hard links, which take no space, or as copies where there are none.
+
+    ``without`` names what stays away. Raises ``RunFolderError``.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            half = Path(temporary) / target.name
+            shutil.copytree(source, half, copy_function=_linked, ignore=shutil.ignore_patterns(*without))
+            half.rename(target)
+    except OSError as error:  # copytree's own holds a list of all that went wrong
+        raise RunFolderError(f"{target} cannot be made of {source}: {error.strerror or error}") from error
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 @contextmanager

@@ -54,11 +54,19 @@ class Counts(Enum):
 
 
 class With(NamedTuple):
-    """When a key is read: beside these values of another key. ``instead``: what a user may type to have one of them."""
+    """These values of another key, or any that is set; ``instead``: what a user may type about it."""
 
     key: str
-    values: tuple[str, ...]
+    values: tuple[str, ...] = ()
     instead: str = ""
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the other key has one of the values, among these flat ``{"peft.method": "none"}`` ones."""
+        found = values[self.key]
+        if not self.values:
+            return found not in (None, [], {})
+        several = found if isinstance(found, (list, tuple)) else [found]
+        return any(str(getattr(one, "name", one)) in self.values for one in several)
 
 
 class _Nothing(Enum):
@@ -75,7 +83,9 @@ class Key:
     # What stands in the id where the key does not count. Without it the key is left out there.
     constant: Any = _Nothing.nothing
     upstream: tuple[str, ...] = ()  # SFTConfig fields that this key sets
-    only_with: Optional[With] = None
+    only_with: Optional[With] = None  # elsewhere nothing reads it, and it does not decide
+    idle_with: tuple[With, ...] = ()  # there nothing reads it, so that nobody should type it; it stays in the id
+    is_source: bool = False  # of other values, which refer to it in conf/; nothing else reads it
 
     @property
     def has_constant(self) -> bool:
@@ -83,11 +93,11 @@ class Key:
 
     def is_read(self, values: Mapping[str, Any]) -> bool:
         """Whether anything reads the key beside these flat ``{"peft.method": "none"}`` values."""
-        if self.only_with is None or self.only_with.key not in values:
-            return True
-        found = values[self.only_with.key]
-        several = found if isinstance(found, (list, tuple)) else [found]
-        return any(str(getattr(one, "name", one)) in self.only_with.values for one in several)
+        return self.only_with is None or self.only_with.key not in values or self.only_with.holds(values)
+
+    def idles(self, values: Mapping[str, Any]) -> Optional[With]:
+        """What makes typing it pointless although it is in the id; None: it is read."""
+        return next((one for one in self.idle_with if one.key in values and one.holds(values)), None)
 
 
 KEY = "sft_experiments"  # of a field's metadata

@@ -22,6 +22,14 @@ FROM_DEMO = With("dataset.source", ("demo",), "dataset=demo")
 ADAPTERS = With("peft.method", ("lora", "qlora"), "peft=lora")
 SEARCHES = With("sweep.search", ("random", "bayes"), "sweep=random or sweep=bayes")
 STOPS = With("sweep.early_stopping", ("halving", "asha", "median"), "sweep.early_stopping=asha")
+ON_THE_DEMO = (With("dataset.source", ("demo",), "your own data: dataset=<file>, or dataset=<format> and its files"),)
+WITHOUT_WARMUP = (With("scheduler.name", ("constant",), "scheduler=constant_with_warmup has a warmup"),)
+# Of transformers' optimizers, those to which trainer_optimizer.py does not hand the settings of Adam.
+WITHOUT_MOMENTS = (
+    *("adafactor", "adagrad", "sgd", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+    *("lomo", "adalomo", "galore_adafactor", "galore_adafactor_layerwise", "schedule_free_sgd"),
+)
+WITHOUT_EPSILON = (*WITHOUT_MOMENTS, "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit")
 TO_WANDB = With("logger.trackers", ("wandb",), "logger=wandb")
 
 
@@ -139,20 +147,20 @@ class SearchMethod(str, Enum):
 class RecommendedConfig:
     """Starting points and ranges for one size class (full fine-tuning; the peft group scales the learning rate)."""
 
-    learning_rate: float = key(within=POSITIVE)
+    learning_rate: float = key(within=POSITIVE, is_source=True)
     learning_rate_range: list[float] = key(within=POSITIVE)  # [low, high]
-    learning_rates: list[float] = key(within=POSITIVE)  # the default grid
-    effective_batch_size: int = key(within=COUNT)
+    learning_rates: list[float] = key(within=POSITIVE, is_source=True)  # the default grid
+    effective_batch_size: int = key(within=COUNT, is_source=True)
     effective_batch_size_range: list[int] = key(within=COUNT)
-    effective_batch_sizes: list[int] = key(within=COUNT)  # the default grid
-    num_train_epochs: float = key(within=POSITIVE)
+    effective_batch_sizes: list[int] = key(within=COUNT, is_source=True)  # the default grid
+    num_train_epochs: float = key(within=POSITIVE, is_source=True)
     num_train_epochs_range: list[float] = key(within=POSITIVE)
-    warmup_ratio: float = key(within=SHARE)
+    warmup_ratio: float = key(within=SHARE, is_source=True)
     warmup_ratio_range: list[float] = key(within=SHARE)
-    weight_decay: float = key(within=NOT_NEGATIVE)
+    weight_decay: float = key(within=NOT_NEGATIVE, is_source=True)
     weight_decay_range: list[float] = key(within=NOT_NEGATIVE)
-    max_grad_norm: float = key(within=POSITIVE)
-    scheduler: str = MISSING
+    max_grad_norm: float = key(within=POSITIVE, is_source=True)
+    scheduler: str = key(is_source=True)
 
 
 @dataclass
@@ -181,7 +189,7 @@ class SourceConfig:
     """Where rows come from and what they look like."""
 
     source: DataSource = MISSING
-    format: str = MISSING  # an entry of the register in data/formats.py
+    format: str = key(idle_with=ON_THE_DEMO)  # an entry of the register in data/formats.py
     # paths or glob patterns; a single string is taken as a list
     train_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)
     validation_files: Any = key(factory=list, counts=Counts.content, only_with=FROM_FILES)
@@ -192,10 +200,13 @@ class SourceConfig:
     train_split: str = key(only_with=FROM_HUB, constant="train")
     validation_split: Optional[str] = key(None, only_with=FROM_HUB, constant=None)
     test_split: Optional[str] = key(None, only_with=FROM_HUB, constant=None)
-    columns: dict[str, str] = field(default_factory=dict)  # our field -> column, e.g. {prompt: question}
-    role_names: dict[str, str] = field(default_factory=dict)  # role in the data -> system, user, assistant or tool
+    # our field -> column, e.g. {prompt: question}
+    columns: dict[str, str] = key(factory=dict, idle_with=ON_THE_DEMO)
+    # role in the data -> system, user, assistant or tool
+    role_names: dict[str, str] = key(factory=dict, idle_with=ON_THE_DEMO)
     system_prompt: Optional[str] = None  # put before rows that have no system turn
-    weight: float = key(1.0, within=NOT_NEGATIVE)  # in a mixture: 2 takes the rows twice, 0.5 a seeded half of them
+    # in a mixture: 2 takes the rows twice, 0.5 a seeded half of them
+    weight: float = key(1.0, within=NOT_NEGATIVE, idle_with=(With("dataset.source", ("demo", "files", "hub")),))
 
     def __post_init__(self) -> None:
         for name in ("train_files", "validation_files", "test_files"):
@@ -210,7 +221,11 @@ class DatasetConfig(SourceConfig):
     mixture: dict[str, Any] = key(factory=dict, only_with=FROM_MIXTURE, constant={})
     # arguments of the generated demo data
     demo: dict[str, Any] = key(factory=dict, only_with=FROM_DEMO, constant={})
-    validation_fraction: float = key(within=SHARE)  # split from train by content hash when there is no validation data
+    # split from train by content hash when there is no validation data
+    validation_fraction: float = key(
+        within=SHARE,
+        idle_with=(*ON_THE_DEMO, With("dataset.validation_files"), With("dataset.validation_split")),
+    )
     max_train_rows: Optional[int] = key(None, within=COUNT)
     max_validation_rows: Optional[int] = key(None, within=COUNT)
     max_length: int = key(within=COUNT, upstream=("max_length",))  # tokens
@@ -227,9 +242,14 @@ class SchedulerConfig:
     name: str = key(upstream=("lr_scheduler_type",))  # a transformers scheduler name
     # share of all optimizer steps
     warmup_ratio: Optional[float] = key(
-        None, within=SHARE, upstream=("warmup_ratio",), only_with=With("scheduler.warmup_steps", ("None",))
+        None,
+        within=SHARE,
+        upstream=("warmup_ratio",),
+        only_with=With("scheduler.warmup_steps", ("None",)),
+        idle_with=WITHOUT_WARMUP,
     )
-    warmup_steps: Optional[int] = key(None, within=NOT_NEGATIVE, upstream=("warmup_steps",))  # instead of warmup_ratio
+    # instead of warmup_ratio
+    warmup_steps: Optional[int] = key(None, within=NOT_NEGATIVE, upstream=("warmup_steps",), idle_with=WITHOUT_WARMUP)
     kwargs: dict[str, Any] = key(factory=dict, upstream=("lr_scheduler_kwargs",))  # e.g. {num_cycles: 2}
 
 
@@ -250,9 +270,11 @@ class TrainConfig:
     weight_decay: float = key(within=NOT_NEGATIVE, upstream=("weight_decay",))
     max_grad_norm: float = key(within=POSITIVE, upstream=("max_grad_norm",))
     optim: str = key(upstream=("optim",))
-    adam_beta1: float = key(within=SHARE, upstream=("adam_beta1",))
-    adam_beta2: float = key(within=SHARE, upstream=("adam_beta2",))
-    adam_epsilon: float = key(within=POSITIVE, upstream=("adam_epsilon",))
+    adam_beta1: float = key(within=SHARE, upstream=("adam_beta1",), idle_with=(With("train.optim", WITHOUT_MOMENTS),))
+    adam_beta2: float = key(within=SHARE, upstream=("adam_beta2",), idle_with=(With("train.optim", WITHOUT_MOMENTS),))
+    adam_epsilon: float = key(
+        within=POSITIVE, upstream=("adam_epsilon",), idle_with=(With("train.optim", WITHOUT_EPSILON),)
+    )
     precision: Precision = key(counts=Counts.content, upstream=("bf16", "fp16"))
     activation_checkpointing: bool = key(upstream=("activation_checkpointing", "gradient_checkpointing"))
     # below 1: a share of all steps
@@ -278,7 +300,8 @@ class PeftConfig:
     lora_alpha: int = key(within=NOT_NEGATIVE, only_with=ADAPTERS, constant=0)
     lora_dropout: float = key(within=SHARE, only_with=ADAPTERS, constant=0.0)
     target_modules: str = key(only_with=ADAPTERS, constant="")  # all-linear, or a comma-separated list of module names
-    learning_rate_factor: float = key(within=POSITIVE)  # times the size class's recommended learning rate
+    # times the size class's recommended learning rate
+    learning_rate_factor: float = key(within=POSITIVE, is_source=True)
 
 
 @dataclass
@@ -359,7 +382,12 @@ class GenerationConfig:
     num_samples: int = key(within=NOT_NEGATIVE, counts=Counts.nothing, constant=8)
     max_new_tokens: int = key(within=COUNT, counts=Counts.generated, constant=64)
     # validation rows scored by exact match (data sets with verifiable answers)
-    exact_match_rows: int = key(within=NOT_NEGATIVE, counts=Counts.generated, constant=400)
+    exact_match_rows: int = key(
+        within=NOT_NEGATIVE,
+        counts=Counts.generated,
+        constant=400,
+        idle_with=(With("dataset.verifiable_answers", ("False",), "dataset.verifiable_answers=true measures it"),),
+    )
 
 
 @dataclass

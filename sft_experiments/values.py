@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -91,6 +92,12 @@ def format_value(value: Any) -> str:
 
 
 _WORDS_OF_THE_GRAMMAR = {"null", "true", "false", "nan", "inf"}
+
+
+def sft_command(words: Sequence[str], settings: Sequence[str], config_dirs: Sequence[str] = ()) -> str:
+    """A command line to paste into a shell: ``words`` after ``sft``, the folders of ``--config-dir``, ``key=value``."""
+    flags = [word for folder in config_dirs for word in ("--config-dir", folder)]
+    return shlex.join(["sft", *words, *flags, *settings])
 
 
 def as_override(key: str, *values: Any) -> str:

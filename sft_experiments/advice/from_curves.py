@@ -97,14 +97,17 @@ def too_few_steps(evidence: Evidence) -> Advice | None:
     total, warmup = _plan_steps(evidence, "total_steps"), _plan_steps(evidence, "warmup_steps")
     if not total or warmup is None or (total - warmup >= FEW_STEPS and warmup <= LONG_WARMUP * total):
         return None
-    changes = _twice_the_length(evidence) if total - warmup < FEW_STEPS else {}
+    shorter = {"scheduler.warmup_ratio": 0.03}
+    if evidence.run.values.get("scheduler.warmup_steps") is not None:
+        shorter = {"scheduler.warmup_steps": max(1, round(0.03 * total))}
+    changes = _twice_the_length(evidence) if total - warmup < FEW_STEPS else shorter
     return Advice(
         rule="few_steps",
         finding=f"Only {total - warmup} of {total} optimizer steps come after warmup.",
         evidence=f"{total} steps, {warmup} of them warmup; below {FEW_STEPS} steps the schedule decides more than "
         "the settings do.",
         action="Train longer, take a smaller effective batch, or shorten the warmup.",
-        command=train_command(evidence.run, changes or {"scheduler.warmup_ratio": 0.03}),
+        command=train_command(evidence.run, changes),
         confidence=MEDIUM,
     )
 

@@ -9,7 +9,14 @@ from sft_experiments.advice.optimum import Optimum, fit_optimum
 from sft_experiments.results.collect import number
 from sft_experiments.results.compare import best_seed
 from sft_experiments.results.rank import SAME_BUDGET, Cell, Comparison
-from sft_experiments.results.recipes import axis_value, sweep_command, sweep_values, use_command, with_value
+from sft_experiments.results.recipes import (
+    axis_value,
+    is_found_again,
+    sweep_command,
+    sweep_values,
+    use_command,
+    with_value,
+)
 from sft_experiments.results.rows import combined
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
 from sft_experiments.values import format_count, format_score, format_seconds, format_value
@@ -31,6 +38,8 @@ def edge_rule(evidence: Evidence, key: str) -> Advice | None:
     if best not in (values[0], values[-1]):
         return None
     up = best == values[-1]
+    if sum(cell.rank == 1 for cell in line.cells) > 1:
+        return None  # the objective is the same further in
     if any((value > best) == up for value, _ in line.unranked):
         return None  # tried further out, and it failed or is not done yet
     new = beyond(values, up, integer=isinstance(best, int))
@@ -66,9 +75,8 @@ def _edge_advice(evidence: Evidence, line: Line, up: bool, new: float) -> Advice
 
 
 def _kept(evidence: Evidence) -> str:
-    """Said where it is so: in one sweep's folder under its own name, which the extended sweep gets again."""
-    sweeps = {(str(run.record.sweep), run.folder.path.parent.name) for run in evidence.comparison.runs}
-    return "; finished cells are kept" if sweeps == {(str(evidence.run.record.sweep),) * 2} else ""
+    """Said where it is so."""
+    return "; finished cells are kept" if all(map(is_found_again, evidence.comparison.runs)) else ""
 
 
 def _budgets(line: Line) -> tuple[str, bool]:
@@ -84,8 +92,8 @@ def _budgets(line: Line) -> tuple[str, bool]:
 def noise_rule(evidence: Evidence) -> Advice | None:
     """Differences that the seeds cannot carry, or noise that was never measured."""
     comparison = evidence.comparison
-    if len(comparison.cells) < 2:
-        return None
+    if len({cell.mean for cell in comparison.cells}) < 2:
+        return None  # one configuration, or an objective that is the same for all: more seeds would not tell
     noise = comparison.noise
     if noise is None:
         seeds, close, confidence = 3, comparison.cells[:3], MEDIUM

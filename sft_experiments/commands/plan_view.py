@@ -6,7 +6,7 @@ from typing import Any, Optional
 from rich.table import Table
 from rich.text import Text
 
-from sft_experiments.commands.train import show_plan, values_table
+from sft_experiments.commands.train import show_plan, show_what_was_there, values_table
 from sft_experiments.launch.trial import Trial
 from sft_experiments.plan.data_facts import DataFacts
 from sft_experiments.plan.forecast import Forecast
@@ -24,6 +24,7 @@ def show_outlook(found: Outlook) -> None:
     first, ahead = some.trials[0], some.forecasts[0]
     if found.sweep is None:
         show_plan(first)
+        show_what_was_there(first)
         _show_steps(ahead)
     else:
         _show_sweep(found, found.sweep)

@@ -10,7 +10,7 @@ from sft_experiments.commands import Command
 from sft_experiments.report.on_terminal import TEXT_FORMATS, compare, print_difference
 from sft_experiments.report.publish import write_report
 from sft_experiments.results.compare import best_run, load_comparisons
-from sft_experiments.results.recipes import again_command, export_command, has_model, reproduce_command
+from sft_experiments.results.recipes import again_command, export_command, reproduce_command
 
 
 def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def _run_best(args: argparse.Namespace) -> int:
         print("note: some of these runs were measured on other validation rows: see sft compare", file=sys.stderr)
     if not args.path:
         print(f"{run.record.objective_metric}: {run.record.objective:.4f}")
-        if has_model(run):
+        if run.folder.has_weights:
             print(f"model: {run.folder.model}")
             print(f"export: {export_command(run)}")
         else:

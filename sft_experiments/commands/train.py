@@ -26,10 +26,17 @@ from sft_experiments.values import format_score, format_value
 
 def _add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--from", dest="run_folder", metavar="RUN_DIR", type=Path, help="a recorded run, with changes")
+    _add_dry_run(parser)
+
+
+def _add_dry_run(parser: ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only show what would run: sft plan of the same")
 
 
 def _train(parsed: Namespace) -> int:
     """One run, or with -m every combination of the values given; with --from RUN_DIR a recorded run again."""
+    if parsed.dry_run:
+        return run("plan", [*(["--from", str(parsed.run_folder)] if parsed.run_folder else []), *parsed.settings])
     if parsed.run_folder is None:
         run_app("sft train", parsed.settings, run_job)
         return 0
@@ -41,7 +48,7 @@ def _train(parsed: Namespace) -> int:
 
 
 def _add_sweep_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only show what would run: sft plan of this sweep")
+    _add_dry_run(parser)
 
 
 def _sweep(parsed: Namespace) -> int:
@@ -65,9 +72,9 @@ def run_job(composed: DictConfig, job: Job) -> float:
 def _request_of(job: Job) -> Request:
     """What was asked for; inside a sweep, with what the sweep wrote down about its cells."""
     if job.sweep_folder is not None:
-        return read_sweep(job.sweep_folder).request(job.overrides, job.experiment_keys)
+        return read_sweep(job.sweep_folder).request(job.overrides, job.written)
     refuse_sweep_settings(job.overrides)
-    return Request(job.overrides, experiment_keys=job.experiment_keys)
+    return Request(job.overrides, written=job.written, config_dirs=job.config_dirs)
 
 
 def refuse_sweep_settings(typed: Sequence[str]) -> None:
@@ -119,7 +126,8 @@ def show_what_was_there(trial: Trial) -> None:
     """That nothing is trained again, when the same trial is complete."""
     earlier = trial.recorded()
     if earlier is not None and earlier.status is Status.completed and not trial.config.rerun:
-        console.print(f"  completed at {earlier.finished_at}: nothing is trained (rerun=true trains it again)")
+        place = f" in {trial.elsewhere.path}" if trial.elsewhere else ""
+        console.print(f"  completed at {earlier.finished_at}{place}: nothing is trained (rerun=true trains it again)")
 
 
 def show_outcome(folder: RunFolder, record: Record) -> None:

@@ -8,7 +8,6 @@ lasts. What it gives away are composed configs, requests and plain texts.
 import os
 import pickle
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from sft_experiments.errors import ConfigError, SftError
 from sft_experiments.models.shape import size_class_of
 from sft_experiments.schema import Config
 from sft_experiments.secrets import redact_text
-from sft_experiments.values import flatten, scaled
+from sft_experiments.values import flatten, scaled, sft_command
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MULTIRUN_FLAGS = {"-m", "--multirun"}
@@ -48,14 +47,23 @@ READ = (*OF_A_SWEEP, "hydra.searchpath", "hydra.mode", "hydra/callbacks", "hydra
 
 
 @dataclass(frozen=True)
+class Written:
+    """What files of the user's own set: the chosen experiment, and options from the folders of ``--config-dir``."""
+
+    keys: dict[str, str] = field(default_factory=dict)  # dotted key -> the file, "experiment/mine.yaml"
+    groups: frozenset[str] = frozenset()  # whose option the experiment chooses
+
+
+@dataclass(frozen=True)
 class Request:
     """What the user asked for, beside the config itself."""
 
     overrides: list[str] = field(default_factory=list)  # as typed, without sweep axes
     axes: dict[str, Any] = field(default_factory=dict)  # axis key -> this trial's value
-    experiment_keys: frozenset[str] = frozenset()  # dotted keys that the chosen experiment file sets
+    written: Written = Written()
     root: Optional[Path] = None  # the sweep's folder; None: a single run
     concurrent_trials: int = 1
+    config_dirs: list[str] = field(default_factory=list)  # that --config-dir named
 
 
 # ---- what Hydra is told once
@@ -72,6 +80,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     OmegaConf.register_new_resolver("last_part", lambda name: str(name).rstrip("/").rsplit("/", 1)[-1], replace=True)
+    OmegaConf.register_new_resolver("item", lambda values, index: values[index], replace=True)
     OmegaConf.register_new_resolver("words", _words, replace=True)
     OmegaConf.register_new_resolver("size_class", size_class_of, replace=True)
     OmegaConf.register_new_resolver("recommended", _recommended, replace=True)
@@ -119,11 +128,23 @@ def _option_file(folders: Sequence[Path], option: str) -> Optional[dict[str, Any
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
-def experiment_keys(composed: DictConfig) -> frozenset[str]:
-    """The dotted keys that the chosen experiment file sets; none without an experiment."""
-    experiment = composed.hydra.runtime.choices.get("experiment")
-    values = _option_file(_search_path(composed), f"experiment/{experiment}") if experiment else None
-    return frozenset(flatten(values or {})) - {"defaults"}
+def written(composed: DictConfig) -> Written:
+    """What the chosen experiment and the options from the user's own folders set."""
+    folders = _search_path(composed)
+    keys: dict[str, str] = {}
+    groups: set[str] = set()
+    for group, option in composed.hydra.runtime.choices.items():
+        of_the_user = group == "experiment" or not (conf_dir() / f"{group}/{option}.yaml").is_file()
+        if option is None or group.startswith("hydra/") or not of_the_user:
+            continue
+        values = _option_file(folders, f"{group}/{option}") or {}
+        defaults = values.pop("defaults", [])
+        prefix = "" if group == "experiment" else f"{group}."
+        keys |= {f"{prefix}{key}": f"{group}/{option}.yaml" for key in flatten(values)}
+        if group == "experiment":
+            chosen = [str(name) for entry in defaults if isinstance(entry, dict) for name in entry]
+            groups |= {name.removeprefix("override ").strip("/ ") for name in chosen}
+    return Written(keys, frozenset(groups))
 
 
 # ---- composing
@@ -150,7 +171,7 @@ class Composer:
         """The request of a single run. Raises ``ConfigError`` for a sweep."""
         if self.is_sweep:
             raise ConfigError("this command looks at one run: give one value for each key, and no sweep=...")
-        return Request(self.overrides, experiment_keys=experiment_keys(self.master))
+        return Request(self.overrides, written=written(self.master), config_dirs=self.config_dirs)
 
     def options(self, group: str) -> list[str]:
         """The names that ``group=`` takes, those of the user's folders included."""
@@ -158,19 +179,17 @@ class Composer:
         names: list[str] = self._loader.get_group_options(group, config_name=CONFIG_NAME, overrides=typed)
         return sorted(names)
 
-    def folders(self) -> list[str]:
+    @property
+    def config_dirs(self) -> list[str]:
         """The folders that ``--config-dir`` named."""
-        sources = self.master.hydra.runtime.config_sources
-        named = ("command-line", "hydra.searchpath in command-line")
-        return [str(source.path) for source in sources if source.provider in named]
+        return _config_dirs(self.master.hydra.runtime)
 
     def command(self) -> str:
         """The command that launches this sweep, to paste, without secrets."""
         of_hydra = [item for item in self.master.hydra.overrides.hydra if not item.startswith("hydra.mode=")]
         typed = [*of_hydra, *self.overrides]
-        flags = [word for folder in self.folders() for word in ("--config-dir", folder)]
         launch = ["sweep"] if any(item.startswith("sweep=") for item in typed) else ["train", "-m"]
-        return redact_text(shlex.join(["sft", *launch, *flags, *typed]))
+        return redact_text(sft_command(launch, typed, self.config_dirs))
 
     @property
     def named_folder(self) -> Optional[str]:
@@ -228,6 +247,12 @@ class Composer:
         with open_dict(cell):
             cell.hydra = {"runtime": {"choices": runtime.choices, "config_sources": runtime.config_sources}}
         return cell
+
+
+def _config_dirs(runtime: Any) -> list[str]:
+    """Of Hydra's sources, those that ``--config-dir`` named."""
+    named = ("command-line", "hydra.searchpath in command-line")
+    return [str(Path(source.path).resolve()) for source in runtime.config_sources if source.provider in named]
 
 
 def _choices_and_values(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -327,6 +352,21 @@ def override_values(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
+def keys_of(overrides: Iterable[str]) -> list[str]:
+    """The keys that overrides name, whatever sign stands before them; of ``train={seed: 1}`` those in the mapping."""
+    found: list[str] = []
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        mappings = [parse_value(one.partition("=")[2]) for one in _values_of(text)] if value[:1] == "{" else []
+        found += [name for mapping in mappings for name in flatten({key: mapping})] or [key]
+    return list(dict.fromkeys(found))
+
+
+def _values_of(text: str) -> list[str]:
+    (override,) = parse([text])
+    return override_values(override)
+
+
 def interval_of(override: Override) -> Optional[tuple[Any, Any, bool]]:
     """Low end, high end and whether it is logarithmic, of ``key=interval(...)``; None for anything else."""
     value = override.value() if override.is_sweep_override() else None
@@ -341,8 +381,9 @@ class Job:
     """What Hydra knows of the job that it runs now."""
 
     overrides: list[str]
-    experiment_keys: frozenset[str]
+    written: Written
     sweep_folder: Optional[Path]  # None: a single run
+    config_dirs: list[str]
 
 
 Work = Callable[[DictConfig, Job], float]
@@ -362,7 +403,8 @@ class _Task:
         folder = Path(running.sweep.dir) if is_sweep else None
         with open_dict(composed):
             composed.hydra = {"runtime": running.runtime}
-        job = Job(list(running.overrides.task), experiment_keys(composed), folder)
+        dirs = _config_dirs(running.runtime)
+        job = Job(list(running.overrides.task), written(composed), folder, dirs)
         if is_sweep:
             return self.work(composed, job)
         try:

@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_experiments.config.hydra import Override, Request, composed, parse, register
+from sft_experiments.config.load import to_config
 from sft_experiments.config.mistakes import explain
+from sft_experiments.config.validate import unread
 from sft_experiments.errors import ConfigError, RunFolderError
 from sft_experiments.runs.folder import RunFolder
 from sft_experiments.runs.record import read_record
@@ -46,7 +48,10 @@ def recorded_run(path: Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
     earlier = [*record.overrides, *(as_override(axis, value) for axis, value in record.axes.items())]
     replaced = {change.key_or_group for change in changes}
     kept = [text for text in earlier if (key := _key(text)) not in replaced and key.split(".")[0] not in groups]
-    return config, Request([*kept, *overrides])
+    # What was read then may not be now: `--from RUN train.max_steps=60` of a run with a number of epochs.
+    idle = {line.partition(":")[0] for line in unread(to_config(config), map(_key, kept))}
+    kept = [text for text in kept if _key(text) not in idle]
+    return config, Request([*kept, *overrides], config_dirs=record.config_dirs)
 
 
 def completed(recorded: Any) -> DictConfig:

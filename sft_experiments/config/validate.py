@@ -2,19 +2,21 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Optional, get_args
+
+from omegaconf import DictConfig, OmegaConf
 
 from sft_experiments.config.known_keys import KNOWN_KEYS, OWNED, known_hint
 from sft_experiments.config.load import to_plain
 from sft_experiments.data.formats import TEXT, format_of, known_fields
 from sft_experiments.data.sources import SKILLS, has_validation, sources_of
 from sft_experiments.errors import ConfigError, MissingDependencyError, nearest
-from sft_experiments.keys import POSITIVE, SEED, Range
+from sft_experiments.keys import POSITIVE, SEED, Range, With
 from sft_experiments.monitor.health import check_rules
 from sft_experiments.monitor.trackers.register import check_names
 from sft_experiments.plan.arithmetic import SCHEDULES, resolve_interval, schedule_fault
@@ -324,13 +326,48 @@ def unread(config: Config, typed: Iterable[str]) -> Iterator[str]:
     """One line for each typed key that nothing reads with the chosen options: it would change nothing."""
     flat = flatten(to_plain(config))
     for name in dict.fromkeys(typed):
-        key = key_of(name)
-        if key.only_with is not None and not key.is_read(flat):
-            other, values, instead = key.only_with
-            allowed = "null" if values == ("None",) else " or ".join(values)
-            chosen = f"{other}={format_value(flat[other])}"
-            hint = f" ({instead})" if instead else ""
-            yield f"{name}: nothing reads it with {chosen}; it is read with {other}={allowed}{hint}"
+        if found := _in_the_way(name, flat):
+            yield f"{name}: {_told(found[0], flat)}{found[1]}"
+
+
+def unread_in_files(config: Config, files: Mapping[str, str], typed: Collection[str]) -> Iterator[str]:
+    """The same for keys of the user's files, given as key -> file, unless what is typed stands in their way."""
+    flat = flatten(to_plain(config))
+    for name, file in files.items():
+        if (found := _in_the_way(name, flat)) is None:
+            continue
+        group = found[0].key.split(".")[0]
+        is_overruled = found[0].key in typed or (group in typed and not file.startswith(f"{group}/"))
+        if not is_overruled:
+            yield f"{file}: {name}: {_told(found[0], flat)}{found[1]}"
+
+
+def without_reader(raw: DictConfig, typed: Iterable[str]) -> Iterator[str]:
+    """One line for each typed key that other values would refer to, of which none is left in the composed ``raw``."""
+    sources = [name for name in dict.fromkeys(typed) if key_of(name).is_source]
+    if not sources:
+        return
+    values = OmegaConf.to_container(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
+    assert isinstance(values, dict)
+    texts = [str(value) for value in flatten({str(key): value for key, value in values.items()}).values()]
+    for name in sources:
+        if not any(re.search(rf"\$\{{[^}}]*\b{re.escape(name)}\b", text) for text in texts):
+            yield f"{name}: nothing reads it: the values that follow from it are given themselves"
+
+
+def _in_the_way(name: str, flat: dict[str, Any]) -> Optional[tuple[With, str]]:
+    """The other key with which nothing reads this one, and what to do; None when it is read."""
+    key = key_of(name)
+    if key.only_with is not None and not key.is_read(flat):
+        other, values, instead = key.only_with
+        allowed = "null" if values == ("None",) else " or ".join(values)
+        return key.only_with, f"; it is read with {other}={allowed}" + (f" ({instead})" if instead else "")
+    idle = key.idles(flat)
+    return (idle, f"; {idle.instead}" if idle.instead else "") if idle else None
+
+
+def _told(other: With, flat: dict[str, Any]) -> str:
+    return f"nothing reads it with {other.key}={format_value(flat[other.key])}"
 
 
 def unknown_keys(config: Config) -> Iterator[str]:

@@ -224,6 +224,7 @@ def run_trial(trial: Trial) -> Record:
 
     Raises ``TrainingFailed`` with the failure's class when there is no trained model at the end.
     """
+    trial.take_over()
     earlier = trial.recorded()
     if is_held(trial.folder.lock):
         raise RunFolderError(f"{trial.folder.path} is in use: this trial is already being trained by another process")

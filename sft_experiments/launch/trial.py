@@ -1,8 +1,7 @@
 """One trial before it runs: composed, checked, planned, given its id and folder, each value with its origin."""
 
+import os
 import re
-import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -10,21 +9,22 @@ from typing import Any, Optional
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_experiments.config.hydra import Composer, Request
+from sft_experiments.config.hydra import Composer, Request, keys_of
 from sft_experiments.config.load import load_plugins, to_config, to_plain, write_config
-from sft_experiments.config.validate import check_config, check_warmup, unread
+from sft_experiments.config.validate import check_config, check_warmup, unread, unread_in_files, without_reader
 from sft_experiments.data.store import HashMemory, dataset_fingerprint, default_cache_dir
-from sft_experiments.errors import ConfigError
+from sft_experiments.errors import ConfigError, RunFolderError
+from sft_experiments.files import link_tree
 from sft_experiments.models.shape import model_config_file
 from sft_experiments.plan.arithmetic import schedule_version
 from sft_experiments.plan.derive import build_plan
-from sft_experiments.runs.folder import RunFolder
-from sft_experiments.runs.identity import deciding
+from sft_experiments.runs.folder import RunFolder, find_by_id
+from sft_experiments.runs.identity import deciding, key_of
 from sft_experiments.runs.plan_file import Plan, write_plan
 from sft_experiments.runs.record import Record, Status, read_record, utc_now
 from sft_experiments.schema import Config, ModelConfig, ModelSource, PeftMethod
 from sft_experiments.secrets import redact, redact_text
-from sft_experiments.values import as_override, digest, format_value, select
+from sft_experiments.values import as_override, digest, flatten, format_value, select, sft_command
 
 # The dials that a plan lists, in the order of the table of recommended values.
 DIALS = (
@@ -45,34 +45,52 @@ def values_with_origin(composed: DictConfig, config: Config, request: Request) -
 
     ``config`` is what ``composed`` resolves to.
     """
-    raw = {group: OmegaConf.to_container(composed[group], resolve=False) for group in ("train", "scheduler")}
-    typed = {override.lstrip("+~").split("=", 1)[0] for override in request.overrides}
-    found = {}
+    raw = {group: OmegaConf.to_container(composed[group], resolve=False) for group in ("train", "scheduler", "logger")}
+    typed = {*keys_of(request.overrides)}
+    found: dict[str, dict[str, Any]] = {}
     for key in DIALS:
         value = attrgetter(key)(config)
         if value is not None and (key != "train.num_train_epochs" or config.train.max_steps is None):
             origin = (
                 _set_by_name(key, typed, request)
-                or _size_class(select(raw, key), config)
+                or _recommended(select(raw, key), config, typed)
                 or _set_by_group(key, typed, request)
             )
             found[key] = {"value": value, "origin": origin or "default"}
+    return found | _of_the_environment(raw["logger"], config)
+
+
+def _of_the_environment(raw: Any, config: Config) -> dict[str, dict[str, Any]]:
+    """The settings of trackers in use that a variable of the environment gives."""
+    found, ours = {}, flatten({"logger": to_plain(config)["logger"]})
+    for key, text in flatten({"logger": raw}).items():
+        variable = re.search(r"\$\{oc\.env:(\w+)", str(text))
+        if variable and variable[1] in os.environ and key_of(key).is_read(ours):
+            found[key] = {"value": attrgetter(key)(config), "origin": f"environment: {variable[1]}"}
     return found
 
 
 def _set_by_name(key: str, typed: set[str], request: Request) -> Optional[str]:
     """Who named this very key; None when nobody did."""
-    if key in request.axes:
+    if key in flatten(request.axes):
         return "sweep"
     if key in typed:
         return "command line"
-    return "experiment" if key in request.experiment_keys else None
+    return _file(request.written.keys.get(key))
 
 
-def _size_class(raw: Any, config: Config) -> Optional[str]:
+def _file(name: Optional[str]) -> Optional[str]:
+    """An experiment is called so; another file of the user's by its name."""
+    return "experiment" if name and name.startswith("experiment/") else name
+
+
+def _recommended(raw: Any, config: Config, typed: set[str]) -> Optional[str]:
     """The size class that a value follows; ``raw`` is the value as conf/ has it, before interpolation."""
-    if "model.recommended" not in str(raw):
+    source = re.search(r"model\.recommended\.\w+", str(raw))
+    if source is None:
         return None
+    if source[0] in typed:
+        return f"command line ({source[0]})"
     is_scaled = "peft.learning_rate_factor" in str(raw) and config.peft.learning_rate_factor != 1
     return f"model size class {config.model.size_class}" + " x peft.learning_rate_factor" * is_scaled
 
@@ -82,11 +100,16 @@ def _set_by_group(key: str, typed: set[str], request: Request) -> Optional[str]:
     group = key.split(".")[0]
     if group in request.axes:
         return "sweep"
-    return "command line" if group in typed else None
+    if group in typed:
+        return "command line"
+    return "experiment" if group in request.written.groups else None
 
 
 LONGEST_LABEL = 80  # characters of a folder name
 SUPERSEDED = ".superseded"
+# What a record tells of the launch that asked for the run, rather than of its training.
+PLACE = ("name", "label", "overrides", "axes", "sweep", "command", "config_dirs", "launched_in")
+NOT_TAKEN_OVER = ("checkpoints", "wandb", ".*")  # of a run that is complete elsewhere
 
 
 @dataclass(frozen=True)
@@ -97,6 +120,8 @@ class Trial:
     plan: Plan
     record: Record
     folder: RunFolder
+    # Where the same trial is complete, when it was trained under another name or by another sweep.
+    elsewhere: Optional[RunFolder] = None
 
     @property
     def id(self) -> str:
@@ -122,8 +147,19 @@ class Trial:
             self.folder.path.rename(kept / f"{self.folder.path.name}.{number}")
 
     def recorded(self) -> Optional[Record]:
-        """What an earlier launch of the same trial left, if anything."""
-        return read_record(self.folder) if self.folder.record.is_file() else None
+        """What an earlier launch of the same trial left, if anything; under another name, when it is complete."""
+        if self.folder.record.is_file():
+            return read_record(self.folder)
+        return read_record(self.elsewhere) if self.elsewhere else None
+
+    def take_over(self) -> None:
+        """Of a trial that is complete elsewhere, make a run folder here: all but its checkpoints and its W&B run."""
+        if self.elsewhere is None or self.folder.record.is_file():
+            return
+        record, placed = read_record(self.elsewhere), self.record
+        link_tree(self.elsewhere.path, self.folder.path, without=NOT_TAKEN_OVER)
+        record.notes.append(f"not trained here: it was complete in {self.elsewhere.path}")
+        replace(record, **{name: getattr(placed, name) for name in PLACE}).write(self.folder)
 
     def needs_running(self, retry_failed: bool) -> bool:
         """In a sweep, completed trials never run again; failed ones only when asked; all others go on."""
@@ -139,8 +175,11 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
     load_plugins(config.plugins)
     check_config(config)
     check_warmup(config)
-    if request.root is None and (mistakes := list(unread(config, keys_of(request.overrides)))):  # a sweep looks at all
-        raise ConfigError("\n".join(mistakes))
+    if request.root is None:  # a sweep looks at all its cells
+        typed = keys_of(request.overrides)
+        idle = [*unread(config, typed), *without_reader(composed, typed)]
+        if mistakes := [*idle, *unread_in_files(config, request.written.keys, typed)]:
+            raise ConfigError("\n".join(mistakes))
     plan = build_plan(config, request.concurrent_trials)
     content = fingerprints(config)
     identity, earlier = (trial_id(config, plan, content, before) for before in (False, True))
@@ -156,23 +195,21 @@ def plan_trial(composed: DictConfig, request: Request) -> Trial:
         axes=request.axes,
         sweep=request.root.name if request.root else None,
         command=redact_text(reproduce_command(request)),
+        config_dirs=request.config_dirs,
+        launched_in=str(Path.cwd()),
         config=redact(to_plain(config)),
         objective_metric=config.objective.metric,
         objective_direction=config.objective.direction.value,
         fingerprints=content,
     )
     root = request.root or Path(config.output_dir) / folder_name(config.name)
-    return Trial(config, plan, record, trial_folder(root, label, identity, earlier))
+    folder = trial_folder(root, label, identity, earlier)
+    return Trial(config, plan, record, folder, complete_elsewhere(config, folder, identity, request.root is None))
 
 
 def plan_run(composer: Composer) -> Trial:
     """The one run of a command line. Raises ``ConfigError`` for a sweep, or as ``plan_trial`` does."""
     return plan_trial(composer.master, composer.request())
-
-
-def keys_of(overrides: Iterable[str]) -> list[str]:
-    """The keys that overrides name, whatever sign stands before them."""
-    return [override.lstrip("+~").split("=", 1)[0] for override in overrides]
 
 
 def trial_folder(root: Path, label: str, identity: str, earlier: Optional[str] = None) -> RunFolder:
@@ -183,6 +220,26 @@ def trial_folder(root: Path, label: str, identity: str, earlier: Optional[str] =
         return RunFolder(existing[0])
     name = folder_name(label)[:LONGEST_LABEL]
     return RunFolder(root / (f"{name}-{identity}" if name else identity))
+
+
+def complete_elsewhere(config: Config, folder: RunFolder, identity: str, with_weights: bool) -> Optional[RunFolder]:
+    """The folder below ``output_dir`` in which the trial is complete, ``with_weights`` or without; None: nowhere else.
+
+    A run that is asked for by itself is of no use without its weights, which sweeps delete.
+    """
+    if config.rerun or folder.record.is_file():
+        return None
+    candidates = find_by_id(Path(config.output_dir), identity)
+    usable = (other for other in candidates if other.has_weights or not with_weights)
+    return next((other for other in usable if _is_complete(other)), None)
+
+
+def _is_complete(folder: RunFolder) -> bool:
+    """A record that cannot be read is no reason not to train."""
+    try:
+        return read_record(folder).status is Status.completed
+    except RunFolderError:
+        return False
 
 
 def label_of(axes: dict[str, Any]) -> str:
@@ -199,7 +256,7 @@ def reproduce_command(request: Request) -> str:
     """A shell command that runs this trial by itself."""
     of_the_run = [override for override in request.overrides if not override.startswith("sweep")]
     cell = [as_override(key, value) for key, value in request.axes.items()]
-    return shlex.join(["sft", "train", *of_the_run, *cell])
+    return sft_command(["train"], [*of_the_run, *cell], request.config_dirs)
 
 
 ID_LENGTH = 12

@@ -26,7 +26,7 @@ from sft_experiments.results.collect import Run
 from sft_experiments.results.compare import best_seed
 from sft_experiments.results.curves import Curves, read_curves
 from sft_experiments.results.rank import Comparison, why_unranked
-from sft_experiments.results.recipes import has_model, reproduce_command, use_command
+from sft_experiments.results.recipes import reproduce_command, use_command
 from sft_experiments.results.rows import Column, build_table
 from sft_experiments.results.settings import sort_key
 from sft_experiments.results.table import footnotes, heading
@@ -67,7 +67,7 @@ def _content(comparison: Comparison, title: str, curves: dict[str, Curves]) -> d
         "advice": advise(comparison),
         "reproduce": reproduce_command(best) if best else None,
         "use": use_command(best) if best else None,
-        "has_model": best is not None and has_model(best),
+        "has_model": best is not None and best.folder.has_weights,
         "best_label": run_label(best, comparison) if best else None,
         "runs": runs,
         "figures": figures,

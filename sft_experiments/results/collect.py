@@ -105,13 +105,18 @@ def _fault(record: Record) -> str | None:
     """What has the wrong shape: a record edited by hand must not break the table of all others."""
     shapes: list[tuple[str, type | tuple[type, ...]]] = [
         *((name, dict) for name in ("axes", "config", "metrics", "timings", "environment", "fingerprints")),
-        *((name, list) for name in ("overrides", "alerts", "notes")),
+        *((name, list) for name in ("overrides", "alerts", "notes", "config_dirs")),
         *((name, str) for name in ("trial_id", "name", "label", "objective_metric", "objective_direction")),
+        ("launched_in", (str, type(None))),
     ]
     wrong = [name for name, shape in shapes if not isinstance(getattr(record, name), shape)]
     if wrong:
         return f"{wrong[0]} is {getattr(record, wrong[0])!r}"
-    members = (("alerts", record.alerts, dict), ("overrides", record.overrides, str))
+    members = (
+        ("alerts", record.alerts, dict),
+        ("overrides", record.overrides, str),
+        ("config_dirs", record.config_dirs, str),
+    )
     wrong = [name for name, values, shape in members if not all(isinstance(value, shape) for value in values)]
     wrong += [name for name in ("fingerprints",) if not all(isinstance(v, str) for v in record.fingerprints.values())]
     return f"{wrong[0]} holds something else than it should" if wrong else None

@@ -16,6 +16,9 @@ is claimed.
 
 Short trainings scatter more than long ones. So noise is pooled over the configurations that were trained on about as
 many tokens as the best, and only these are judged; of the others the order is shown, and nothing is claimed.
+
+Equal objectives share a rank. Among them the lower eval/loss comes first: a share of exact answers is often 0, or the
+same for all, when the losses differ long since.
 """
 
 import math
@@ -119,6 +122,7 @@ def compare_runs(collection: Collection) -> Comparison:
             repeats += len(same_content) - len(distinct)
             cells.append(Cell(distinct, others))
     ordered = _in_order(cells, direction)
+    ranks = [1 + sum(other.mean != cell.mean for other in ordered[:place]) for place, cell in enumerate(ordered)]
     alike = [cell for cell in ordered if _same_budget(ordered[0], cell)]
     noise = _noise(alike)
     notes = [*change_of_metric, *comparability_notes([run for cell in cells for run in cell.runs])]
@@ -127,12 +131,13 @@ def compare_runs(collection: Collection) -> Comparison:
             f"{len(unlike)} configuration(s) were trained on another number of tokens than the best: whether they"
             " differ from it by more than noise is not judged"
         )
+    notes += _ties(ordered, metric)
     if repeats:
         notes.append(f"{repeats} run(s) repeat a seed of the same configuration; the newest of each counts, once")
     return Comparison(
         metric,
         direction,
-        _ranked(ordered, alike, noise),
+        _ranked(ordered, ranks, alike, noise),
         sorted(unranked, key=_place_at_rung),
         noise,
         shown_keys(runs),
@@ -215,7 +220,23 @@ def _noise(cells: Sequence[Cell]) -> Noise | None:
 
 def _in_order(cells: list[Cell], direction: str) -> list[Cell]:
     sign = 1 if direction == "minimize" else -1
-    return sorted(cells, key=lambda cell: (sign * cell.mean, cell.runs[0].folder.path))
+    return sorted(cells, key=lambda cell: (sign * cell.mean, _eval_loss(cell), cell.runs[0].folder.path))
+
+
+def _eval_loss(cell: Cell) -> float:
+    losses = [number(run.record.metrics, EVAL_LOSS) for run in cell.runs]
+    known = [loss for loss in losses if loss is not None]
+    return mean(known) if known else math.inf
+
+
+def _ties(ordered: list[Cell], metric: str) -> list[str]:
+    """A note when the objective does not tell the best from others."""
+    tied = sum(cell.mean == ordered[0].mean for cell in ordered)
+    if tied < 2:
+        return []
+    order = "; among them the lower eval/loss comes first" if metric != EVAL_LOSS else ""
+    who = f"all {tied}" if tied == len(ordered) else f"{tied} of {len(ordered)}"
+    return [f"{who} configurations share the best {metric}, {ordered[0].mean:.4g}: it does not tell them apart{order}"]
 
 
 def _same_budget(one: Cell, other: Cell) -> bool:
@@ -231,7 +252,7 @@ def _tokens(cell: Cell) -> float:
     return 0.0 if stops or not known else mean(known)
 
 
-def _ranked(ordered: list[Cell], alike: list[Cell], noise: Noise | None) -> list[Cell]:
+def _ranked(ordered: list[Cell], ranks: list[int], alike: list[Cell], noise: Noise | None) -> list[Cell]:
     """The cells with their rank, and those as long trained as the best with their verdict."""
     return [
         replace(
@@ -239,7 +260,7 @@ def _ranked(ordered: list[Cell], alike: list[Cell], noise: Noise | None) -> list
             rank=rank,
             within_noise=_indistinguishable(ordered[0], cell, noise, len(alike)) if cell in alike else None,
         )
-        for rank, cell in enumerate(ordered, start=1)
+        for rank, cell in zip(ranks, ordered, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sft_experiments.results.collect import Run
 from sft_experiments.results.rank import Comparison
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
-from sft_experiments.values import as_override
+from sft_experiments.values import as_override, sft_command
 
 SEARCH_SETTINGS = ("sweep=", "sweep.search", "sweep.num_trials=", "sweep.axes")
 STOPPING_SETTINGS = ("sweep=", "sweep.early_stopping=", "sweep.rungs=", "sweep.reduction_factor=")
@@ -16,33 +16,27 @@ STOPPING_SETTINGS = ("sweep=", "sweep.early_stopping=", "sweep.rungs=", "sweep.r
 
 def reproduce_command(run: Run) -> str:
     """The recorded command; without one, a run from the recorded config."""
-    return run.record.command or f"sft train --from {quoted_path(run)} rerun=true"
-
-
-def has_model(run: Run) -> bool:
-    """Whether the weights were kept: a sweep keeps those of its best ``sweep.keep_models`` trials."""
-    return any((run.folder.model / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return _placed(run, run.record.command) if run.record.command else train_command(run, {"rerun": True})
 
 
 def use_command(run: Run) -> str:
     """How to get the run's model for use: exported, or trained again where its weights were not kept."""
-    return export_command(run) if has_model(run) else again_command(run)
+    return export_command(run) if run.folder.has_weights else again_command(run)
 
 
 def export_command(run: Run) -> str:
-    return f"sft export {quoted_path(run)} my-model"
+    return sft_command(["export", _typed_path(run, Path.cwd()), "my-model"], [])
 
 
 def again_command(run: Run) -> str:
     """The same training under another name, in a folder of its own that keeps the weights."""
-    return train_command(run, {"name": "final"})
+    return train_command(run, {"name": "final", "rerun": True})
 
 
 def train_command(run: Run, changes: Mapping[str, Any]) -> str:
     """One run with the settings of ``run`` and some changes."""
-    return " ".join(
-        ["sft train --from", quoted_path(run), *(shlex.quote(as_override(key, changes[key])) for key in changes)]
-    )
+    overrides = [as_override(key, value) for key, value in changes.items()]
+    return _placed(run, sft_command(["train", "--from", _typed_path(run, _launch_folder(run))], overrides))
 
 
 def sweep_command(
@@ -62,11 +56,12 @@ def sweep_command(
     values |= {signed.get(axis, axis): list(chosen) for axis, chosen in axes.items()}
     replaced = {*values, *SEED_KEYS} | ({"sweep.num_seeds"} if num_seeds else set())
     typed = [word for word in run.record.overrides if word.split("=")[0].lstrip("+~") not in replaced]
-    kept = [shlex.quote(word) for word in _as_grid(run, typed, num_seeds is not None)]
+    kept = _as_grid(run, typed, num_seeds is not None)
     seeds = [f"sweep.num_seeds={num_seeds}"] if num_seeds else []
     # `sft sweep` would add the default grid to a launch that named no sweep
-    launch = "sft sweep" if any(word.startswith("sweep=") for word in kept) else "sft train -m"
-    return " ".join([launch, *kept, *(shlex.quote(as_override(axis, *values[axis])) for axis in values), *seeds])
+    launch = ["sweep"] if any(word.startswith("sweep=") for word in kept) else ["train", "-m"]
+    settings = [*kept, *(as_override(axis, *values[axis]) for axis in values), *seeds]
+    return _placed(run, sft_command(launch, settings, run.record.config_dirs))
 
 
 def _as_grid(run: Run, typed: Sequence[str], with_seeds: bool) -> list[str]:
@@ -100,8 +95,25 @@ def axis_value(run: Run, axis: str) -> Any:
     return run.record.axes.get(axis, run.axes.get(axis, run.values.get(axis.lstrip("+"))))
 
 
-def quoted_path(run: Run) -> str:
-    """The folder as typed in a shell, relative to the current folder when it lies below it."""
+def is_found_again(run: Run) -> bool:
+    """Whether a command of the launch finds the run complete: it lies where the launch puts its runs."""
+    outputs = _launch_folder(run) / str(run.record.config.get("output_dir", "outputs"))
+    return run.folder.path.is_relative_to(outputs.resolve())
+
+
+def _launch_folder(run: Run) -> Path:
+    """Where the run's relative paths count from; the current folder when that is not known, or no longer there."""
+    there = Path(run.record.launched_in or "")
+    return there if run.record.launched_in and there.is_dir() else Path.cwd()
+
+
+def _placed(run: Run, command: str) -> str:
+    """A command of the launch, to paste where we are."""
+    there = _launch_folder(run)
+    return command if there == Path.cwd() else f"{shlex.join(['cd', str(there)])} && {command}"
+
+
+def _typed_path(run: Run, base: Path) -> str:
+    """The folder as typed in ``base``: relative when it lies below it."""
     path = run.folder.path
-    below = path.is_relative_to(Path.cwd())
-    return shlex.quote(str(path.relative_to(Path.cwd()) if below else path))
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)

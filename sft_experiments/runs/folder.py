@@ -1,6 +1,7 @@
 """The run folder: the interface between planning, training and comparing. One property per file."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the final model is there: a sweep keeps those of its best ``sweep.keep_models`` trials."""
+        return any((self.model / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -98,6 +104,27 @@ def _record_folders(root: Path) -> Iterator[Path]:
             yield Path(current)
         else:
             pending.extend(f"{current}/{name}" for name, is_folder in found.items() if is_folder and name[0] != ".")
+
+
+ID = re.compile(r"(?:.*-)?[0-9a-f]{12}")  # a run folder's name ends with its trial's id
+
+
+def find_by_id(root: Path, identity: str) -> list[RunFolder]:
+    """The run folders of a trial anywhere below ``root``, by their names: no run folder is opened, so it takes no time.
+
+    A folder that cannot be read has nothing for us: it may be somebody else's.
+    """
+    found, pending = [], [str(root)]
+    while pending:
+        current = pending.pop()
+        try:
+            with os.scandir(current) as entries:
+                names = [one.name for one in entries if one.name[0] != "." and one.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        found += [RunFolder(Path(current, name)) for name in names if ID.fullmatch(name) and name.endswith(identity)]
+        pending += [f"{current}/{name}" for name in names if not ID.fullmatch(name)]
+    return sorted(found, key=lambda folder: folder.path)
 
 
 RANKS = ".ranks"

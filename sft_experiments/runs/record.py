@@ -110,7 +110,9 @@ class Record:
     overrides: list[str] = field(default_factory=list)  # as typed, without the sweep axes
     axes: dict[str, Any] = field(default_factory=dict)  # sweep axis -> this trial's value
     sweep: Optional[str] = None  # the sweep's folder name
-    command: Optional[str] = None  # reproduces this run from the shell
+    command: Optional[str] = None  # reproduces this run from the shell, in the folder where it was launched
+    config_dirs: list[str] = field(default_factory=list)  # that --config-dir named
+    launched_in: Optional[str] = None  # the folder from which relative paths of the settings count
     config: dict[str, Any] = field(default_factory=dict)  # resolved, nested
     objective: Optional[float] = None  # None unless completed and finite
     objective_metric: str = "eval/loss"

@@ -36,7 +36,7 @@ def check_first(composer: Composer, trials: list[Trial]) -> None:
 
 def check_command(composer: Composer, trial: Trial) -> list[str]:
     """The check of one cell, composed from the same folders as the sweep."""
-    folders = [word for folder in composer.folders() for word in ("--config-dir", folder)]
+    folders = [word for folder in composer.config_dirs for word in ("--config-dir", folder)]
     overrides = [item for item in trial.record.overrides if not item.lstrip("+").startswith("sweep")]
     cell = [as_override(key, value) for key, value in trial.record.axes.items()]
     return [sys.executable, "-m", "sft_experiments", "check", *folders, *overrides, *cell]
@@ -44,7 +44,8 @@ def check_command(composer: Composer, trial: Trial) -> list[str]:
 
 def check_disk(folder: Path, trials: list[Trial], parallel: int) -> None:
     """Raise ``ConfigError`` when the trials that are to run cannot fit: those that train at once, and those kept."""
-    shapes = [(trial.config, shape_of(trial.config.model)) for trial in trials if not trial.folder.model.is_dir()]
+    to_run = [trial.config for trial in trials if trial.needs_running(trial.config.sweep.retry_failed)]
+    shapes = [(config, shape_of(config.model)) for config in to_run]
     sizes = sorted((disk_bytes(config, shape) for config, shape in shapes if shape is not None), reverse=True)
     if not sizes:
         return

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft_experiments.config.hydra import Request, parse_value
+from sft_experiments.config.hydra import Request, Written, parse_value
 from sft_experiments.errors import RunFolderError
 from sft_experiments.files import read_json, write_json_atomically
 
@@ -23,14 +23,15 @@ class Sweep:
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)  # trial id -> axis values, in launch order
     command: str = ""
     concurrent_trials: int = 1
+    config_dirs: list[str] = field(default_factory=list)  # that --config-dir named
 
-    def request(self, overrides: list[str], experiment_keys: frozenset[str]) -> Request:
+    def request(self, overrides: list[str], written: Written) -> Request:
         """The request of the cell whose overrides Hydra reports, split into fixed part and axes."""
         keyed = {override.lstrip("+").split("=", 1)[0]: override for override in overrides}
         plain = {axis.lstrip("+"): axis for axis in self.axes}
         axes = {axis: parse_value(keyed[key].split("=", 1)[1]) for key, axis in plain.items() if key in keyed}
         fixed = [override for key, override in keyed.items() if key not in plain]
-        return Request(fixed, axes, experiment_keys, self.folder, self.concurrent_trials)
+        return Request(fixed, axes, written, self.folder, self.concurrent_trials, self.config_dirs)
 
     def write(self) -> None:
         """Write sweep.json; cells of earlier launches stay listed, so that a grid can be extended."""

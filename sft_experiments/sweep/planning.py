@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sft_experiments.config.hydra import Composer, experiment_keys
+from sft_experiments.config.hydra import Composer, keys_of, written
 from sft_experiments.config.load import as_mapping
-from sft_experiments.config.validate import unread
+from sft_experiments.config.validate import unread, unread_in_files, without_reader
 from sft_experiments.errors import ConfigError, DataError, RunFolderError
-from sft_experiments.launch.trial import Trial, folder_name, keys_of, plan_trial
+from sft_experiments.launch.trial import Trial, folder_name, plan_trial
 from sft_experiments.runs.identity import deciding
 from sft_experiments.schema import SearchMethod
 from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, expand
@@ -64,7 +64,7 @@ class Planner:
 
     def _plan_now(self, overrides: Sequence[str]) -> Trial:
         composed = self.composer.cell(overrides)
-        return plan_trial(composed, self.sweep.request(list(overrides), experiment_keys(composed)))
+        return plan_trial(composed, self.sweep.request(list(overrides), written(composed)))
 
 
 def _told(error: str, labels: list[str], num_cells: int) -> str:
@@ -97,7 +97,10 @@ class SearchAhead:
 def check_read(composer: Composer, trials: Iterable[Trial]) -> None:
     """Raise ``ConfigError`` for a typed key, or an axis, that nothing reads in any cell: it would change nothing."""
     typed = keys_of([*composer.overrides, *(f"{key}=" for key in as_mapping(composer.master.sweep.axes))])
-    found = [set(unread(trial.config, typed)) for trial in trials]
+    files = written(composer.master).keys
+    if idle := list(without_reader(composer.master, typed)):
+        raise ConfigError("\n".join(idle))
+    found = [{*unread(trial.config, typed), *unread_in_files(trial.config, files, typed)} for trial in trials]
     if found and (everywhere := set.intersection(*found)):
         raise ConfigError("\n".join(sorted(everywhere)))
 
@@ -123,7 +126,7 @@ def new_sweep(composer: Composer, axes: list[str], num_cells: int) -> Sweep:
     if sweep_folder(composer, earlier).is_dir():
         fixed = earlier
     parallel, folder = concurrent_trials(master, num_cells), sweep_folder(composer, fixed)
-    sweep = Sweep(folder, master.name, fixed, axes, {}, composer.command(), parallel)
+    sweep = Sweep(folder, master.name, fixed, axes, {}, composer.command(), parallel, composer.config_dirs)
     check_same_sweep(sweep)
     return sweep
 
@@ -139,7 +142,9 @@ def fixed_hash(master: DictConfig, axes: list[str], all_are_read: bool = False) 
     varied = {*axes, *values["sweep"]["axes"], SEED_AXIS, "train.data_seed"}
     files = {key: select(values, key) for key in ("dataset.train_files", "dataset.validation_files")}
     fixed_files = {key: value for key, value in files.items() if key.split(".")[0] not in varied}
-    return digest([without(deciding(values, all_are_read), tuple(varied)), fixed_files])
+    # Recommended values count by what takes them, which stands here as it is written: a reference.
+    fed = [item for item in master.hydra.overrides.task if item.startswith(("model.size_class=", "model.recommended."))]
+    return digest([without(deciding(values, all_are_read), tuple(varied)), fixed_files, *([fed] if fed else [])])
 
 
 def sweep_folder(composer: Composer, fixed: str) -> Path:

@@ -68,6 +68,8 @@ class Pool:
 
     def run(self) -> list[Record]:
         """Run everything that is to run; returns the records of all trials in the given order."""
+        for trial in self.trials.values():
+            trial.take_over()
         to_run = [trial for trial in self.trials.values() if trial.needs_running(self.settings.retry_failed)]
         await_orphans([trial.folder for trial in to_run])
         if to_run:

@@ -31,7 +31,9 @@ def show_sweep_plan(sweep: Sweep, trials: list[Trial]) -> None:
     console.print(f"  precision  {first.plan.precision.value} [dim]({first.plan.precision.reason})[/dim]")
     done = sum((earlier := trial.recorded()) is not None and earlier.status is Status.completed for trial in trials)
     if done:
-        console.print(f"  {done} of {len(trials)} trials are completed already and are not run again")
+        others = sum(trial.elsewhere is not None for trial in trials)
+        where = f", {others} of them elsewhere in {first.config.output_dir}" if others else ""
+        console.print(f"  {done} of {len(trials)} trials are completed already{where}, and are not run again")
     show_warnings(list(dict.fromkeys(warning for trial in trials for warning in trial.plan.warnings)))
 
 

@@ -157,14 +157,14 @@ def test_a_larger_batch_that_saw_more_tokens_is_no_sure_edge() -> None:
     assert edge.confidence == "low" and "fixed epochs" not in edge.evidence
 
 
-def test_cells_are_called_kept_only_in_the_one_folder_of_their_sweep(tmp_path: Path) -> None:
+def test_cells_are_called_kept_only_where_their_launch_puts_its_runs(tmp_path: Path) -> None:
     def action(*folders: Path) -> str:
         trials = [(folder, batch) for folder in folders for batch in (4, 8, 16)]
         runs = [make_run(folder, 2e-3, batch, 1 / batch) for folder, batch in trials]
         for run in runs:
-            run.record.sweep = "demo-1a2b"
+            run.record.launched_in = str(tmp_path)
         return next(found.action for found in advise(compare_runs(Collection(runs, []))) if found.rule == "edge")
 
-    assert "finished cells are kept" in action(tmp_path / "demo-1a2b")
-    assert "kept" not in action(tmp_path / "renamed")
-    assert "kept" not in action(tmp_path / "demo-1a2b", tmp_path / "copy")
+    assert "finished cells are kept" in action(tmp_path / "outputs/demo-1a2b")
+    assert "finished cells are kept" in action(tmp_path / "outputs/older/renamed")
+    assert "kept" not in action(tmp_path / "outputs/demo-1a2b", tmp_path / "copy")
