@@ -8,6 +8,7 @@ from typing import Any
 from sft_experiments.results.collect import Run
 from sft_experiments.results.rank import Comparison
 from sft_experiments.results.settings import SEED_KEYS, identity, sort_key
+from sft_experiments.runs.folder import SWEEP_FILE
 from sft_experiments.values import as_override, sft_command
 
 SEARCH_SETTINGS = ("sweep=", "sweep.search", "sweep.num_trials=", "sweep.axes")
@@ -60,8 +61,20 @@ def sweep_command(
     seeds = [f"sweep.num_seeds={num_seeds}"] if num_seeds else []
     # `sft sweep` would add the default grid to a launch that named no sweep
     launch = ["sweep"] if any(word.startswith("sweep=") for word in kept) else ["train", "-m"]
-    settings = [*kept, *(as_override(axis, *values[axis]) for axis in values), *seeds]
+    settings = [*_own_folder(run, values), *kept, *(as_override(axis, *values[axis]) for axis in values), *seeds]
     return _placed(run, sft_command(launch, settings, run.record.config_dirs))
+
+
+def _own_folder(run: Run, values: Mapping[str, Any]) -> list[str]:
+    """The sweep's folder where the launch named it, outside of ``output_dir``; with other axes it is another sweep."""
+    if not _is_in_a_folder_of_its_own(run) or values.keys() - run.record.axes.keys():
+        return []
+    return [as_override("hydra.sweep.dir", _typed(run.folder.path.parent, _launch_folder(run)))]
+
+
+def _is_in_a_folder_of_its_own(run: Run) -> bool:
+    folder = run.folder.path.parent
+    return not _is_below_outputs(run) and folder.name == run.record.sweep and (folder / SWEEP_FILE).is_file()
 
 
 def _as_grid(run: Run, typed: Sequence[str], with_seeds: bool) -> list[str]:
@@ -96,7 +109,11 @@ def axis_value(run: Run, axis: str) -> Any:
 
 
 def is_found_again(run: Run) -> bool:
-    """Whether a command of the launch finds the run complete: it lies where the launch puts its runs."""
+    """Whether a command of the launch finds the run complete: it lies where the launch puts its runs, or is told."""
+    return _is_below_outputs(run) or _is_in_a_folder_of_its_own(run)
+
+
+def _is_below_outputs(run: Run) -> bool:
     outputs = _launch_folder(run) / str(run.record.config.get("output_dir", "outputs"))
     return run.folder.path.is_relative_to(outputs.resolve())
 
@@ -114,6 +131,9 @@ def _placed(run: Run, command: str) -> str:
 
 
 def _typed_path(run: Run, base: Path) -> str:
-    """The folder as typed in ``base``: relative when it lies below it."""
-    path = run.folder.path
+    return _typed(run.folder.path, base)
+
+
+def _typed(path: Path, base: Path) -> str:
+    """The path as typed in ``base``: relative when it lies below it."""
     return str(path.relative_to(base) if path.is_relative_to(base) else path)

@@ -10,6 +10,7 @@ from sft_experiments.errors import RunFolderError
 
 # What a launcher tells a worker in its environment: the process that waits for it.
 LAUNCHER_VARIABLE = "SFT_LAUNCHER_PID"
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside its run folders
 
 
 @dataclass(frozen=True)

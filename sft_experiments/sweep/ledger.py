@@ -7,8 +7,8 @@ from typing import Any
 from sft_experiments.config.hydra import Request, Written, parse_value
 from sft_experiments.errors import RunFolderError
 from sft_experiments.files import read_json, write_json_atomically
+from sft_experiments.runs.folder import SWEEP_FILE
 
-SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".sweep.lock"
 
 

@@ -12,11 +12,12 @@ from sft_experiments.config.load import as_mapping
 from sft_experiments.config.validate import unread, unread_in_files, without_reader
 from sft_experiments.errors import ConfigError, DataError, RunFolderError
 from sft_experiments.launch.trial import Trial, folder_name, plan_trial
+from sft_experiments.runs.folder import SWEEP_FILE
 from sft_experiments.runs.identity import deciding
 from sft_experiments.schema import SearchMethod
 from sft_experiments.sweep.cells import SEED_AXIS, Cell, axis_keys, expand
 from sft_experiments.sweep.concurrency import concurrent_trials
-from sft_experiments.sweep.ledger import SWEEP_FILE, Sweep, read_sweep
+from sft_experiments.sweep.ledger import Sweep, read_sweep
 from sft_experiments.sweep.rungs import check_early_stopping
 from sft_experiments.sweep.space import Space, random_cells, search_space
 from sft_experiments.values import digest, select, without
@@ -123,7 +124,7 @@ def new_sweep(composer: Composer, axes: list[str], num_cells: int) -> Sweep:
     """What is known before the cells are. Raises ``RunFolderError`` when the folder holds another sweep."""
     master = composer.master
     fixed, earlier = (fixed_hash(master, axes, before) for before in (False, True))
-    if sweep_folder(composer, earlier).is_dir():
+    if _is_sweep(sweep_folder(composer, earlier), earlier):
         fixed = earlier
     parallel, folder = concurrent_trials(master, num_cells), sweep_folder(composer, fixed)
     sweep = Sweep(folder, master.name, fixed, axes, {}, composer.command(), parallel, composer.config_dirs)
@@ -153,6 +154,10 @@ def sweep_folder(composer: Composer, fixed: str) -> Path:
     if composer.named_folder is not None:
         return Path(master.hydra.sweep.dir)
     return Path(master.output_dir) / f"{folder_name(master.name)}-{fixed[:SHORT_HASH]}"
+
+
+def _is_sweep(folder: Path, fixed: str) -> bool:
+    return (folder / SWEEP_FILE).is_file() and read_sweep(folder).fixed_hash == fixed
 
 
 def check_same_sweep(sweep: Sweep) -> None:

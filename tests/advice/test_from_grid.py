@@ -167,4 +167,4 @@ def test_cells_are_called_kept_only_where_their_launch_puts_its_runs(tmp_path: P
 
     assert "finished cells are kept" in action(tmp_path / "outputs/demo-1a2b")
     assert "finished cells are kept" in action(tmp_path / "outputs/older/renamed")
-    assert "kept" not in action(tmp_path / "outputs/demo-1a2b", tmp_path / "copy")
+    assert "kept" not in action(tmp_path / "outputs/demo-1a2b", tmp_path / "copy of it")
