@@ -101,9 +101,10 @@ def check_read(composer: Composer, trials: Iterable[Trial]) -> None:
     files = written(composer.master).keys
     if idle := list(without_reader(composer.master, typed)):
         raise ConfigError("\n".join(idle))
-    found = [{*unread(trial.config, typed), *unread_in_files(trial.config, files, typed)} for trial in trials]
-    if found and (everywhere := set.intersection(*found)):
-        raise ConfigError("\n".join(sorted(everywhere)))
+    found = [[*unread(trial.config, typed), *unread_in_files(trial.config, files, typed)] for trial in trials]
+    named = [{line.partition(": nothing")[0]: line for line in lines} for lines in found]
+    if named and (everywhere := set.intersection(*map(set, named))):
+        raise ConfigError("\n".join(named[0][name] for name in sorted(everywhere)))
 
 
 def plan_search(composer: Composer) -> tuple[Planner, Space]:

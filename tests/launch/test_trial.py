@@ -76,6 +76,24 @@ def test_an_experiment_is_named_as_the_origin(planned, tmp_path: Path) -> None:
     assert values["scheduler.warmup_ratio"]["origin"] == "experiment"
 
 
+def test_an_option_that_an_experiment_chooses_and_a_value_in_a_typed_mapping_have_their_origins(planned) -> None:
+    overrides = ["experiment=llama3_1_8b_tutorial", "dataset=demo", "train={max_steps: 7}"]
+    values = planned(*overrides).plan.values
+    assert values["scheduler.name"]["origin"] == "experiment"
+    assert values["train.max_steps"] == {"value": 7, "origin": "command line"}
+    assert values["train.weight_decay"]["origin"] == "experiment"
+
+
+def test_what_the_environment_gives_a_tracker_is_shown_unless_it_is_typed_or_not_used(
+    planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    shown = planned("logger=wandb").plan.values["logger.wandb.project"]
+    assert shown == {"value": "ours", "origin": "environment: WANDB_PROJECT"}
+    assert "logger.wandb.project" not in planned("logger=tensorboard").plan.values
+    assert "logger.wandb.project" not in planned("logger=wandb", "logger.wandb.project=mine").plan.values
+
+
 @pytest.mark.parametrize("length", ["train.num_train_epochs=1", "train.max_steps=20"])
 def test_a_warmup_longer_than_the_training_is_refused_before_the_data_are_prepared(planned, length: str) -> None:
     demo = "dataset.demo={num_train: 120}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sft_experiments.advice.advise import advise
 from sft_experiments.results.collect import Collection, collect_runs
 from sft_experiments.results.rank import Comparison, compare_runs, why_unranked
 from sft_experiments.runs.record import Status
@@ -29,6 +30,27 @@ def test_the_objective_direction_decides_who_is_best(tmp_path: Path) -> None:
     for rate, score in ((1e-3, 0.9), (2e-3, 0.7)):
         write_run(tmp_path, rate, 8, score, objective_metric="eval/exact_match", objective_direction="maximize")
     assert [cell.mean for cell in comparison_of(tmp_path).cells] == [0.9, 0.7]
+
+
+def test_equal_objectives_share_a_rank_and_the_lower_eval_loss_comes_first(tmp_path: Path) -> None:
+    exact: dict[str, Any] = {"objective_metric": "eval/exact_match", "objective_direction": "maximize"}
+    for rate, score, loss in ((1e-3, 0.5, 2.0), (2e-3, 0.5, 1.0), (4e-3, 0.1, 0.5), (8e-3, 0.1, 0.4)):
+        write_run(tmp_path, rate, 8, score, metrics={"eval/loss": loss}, **exact)
+    comparison = comparison_of(tmp_path)
+    assert [(cell.rank, cell.values["train.learning_rate"]) for cell in comparison.cells] == [
+        *((1, 2e-3), (1, 1e-3)),
+        *((3, 8e-3), (3, 4e-3)),
+    ]
+    assert any("2 of 4 configurations share the best eval/exact_match, 0.5" in note for note in comparison.notes)
+
+
+def test_an_objective_at_its_floor_is_said_and_gives_no_advice_on_edges_or_seeds(tmp_path: Path) -> None:
+    exact: dict[str, Any] = {"objective_metric": "eval/exact_match", "objective_direction": "maximize"}
+    for rate in (1e-3, 2e-3, 4e-3):
+        write_run(tmp_path, rate, 8, 0.0, metrics={"eval/loss": rate}, **exact)
+    comparison = comparison_of(tmp_path)
+    assert any("all 3 configurations share the best eval/exact_match, 0:" in note for note in comparison.notes)
+    assert not {advice.rule for advice in advise(comparison)} & {"edge", "noise"}
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.completed])
