@@ -55,7 +55,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Copy a run's model, merged if it is an adapter, with its tokenizer and a model card."
     _add_run(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet, or is empty")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the base model's")
 
 
 def _run_export(args: argparse.Namespace) -> int:

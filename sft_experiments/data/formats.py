@@ -89,6 +89,7 @@ class Prompt:
     reference: str  # that turn's text
     skill: Optional[str] = None
     tools: Optional[list[Any]] = None
+    supervised: Optional[str] = None  # what the loss sees of that turn: the text with what the template puts around it
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from sft_experiments.data.encode import Encoded, Encoder, build_table, fit_rows, read_table, write_table
+from sft_experiments.data.encode import IGNORED, Encoded, Encoder, build_table, fit_rows, read_table, write_table
 from sft_experiments.data.formats import Conversation, Prompt, RowFault
 from sft_experiments.data.gate import Gate, check_conversation, control_token_pattern
 from sft_experiments.data.proof import MaskProof
@@ -195,7 +195,7 @@ def build_prepared(
             report.splits[split].dropped = gate.dropped_by_rule(split)
             _count_methods(report, fitted)
             if split == "validation":
-                prompts = validation_prompts(fitted)
+                prompts = validation_prompts(fitted, tokenizer)
     report.rows_proven, report.end_of_turn_ids = proof.num_decoded, sorted(proof.end_of_turn_ids)
     report.findings = [finding.as_json() for finding in gate.findings()]
     report.seconds = round(time.monotonic() - started, 3)
@@ -334,15 +334,27 @@ def _count_methods(report: DataReport, rows: list[Encoded]) -> None:
         report.mask_methods[row.method] = report.mask_methods.get(row.method, 0) + 1
 
 
-def validation_prompts(rows: list[Encoded]) -> list[Prompt]:
+def validation_prompts(rows: list[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """What is asked and answered at evaluation, in file order, at most ``MAX_PROMPTS``."""
-    conversations = {id(row.conversation): row.conversation for row in rows}  # a row may be in several pieces
+    last_pieces = {id(row.conversation): row for row in rows}  # a row may be in several
     prompts = []
-    for row in list(conversations.values())[:MAX_PROMPTS]:
+    for piece in list(last_pieces.values())[:MAX_PROMPTS]:
+        row = piece.conversation
         if row.text is None and row.assistant_turns():
             at = row.prompt_length()
-            prompts.append(Prompt(row.messages[:at], row.messages[at]["content"], row.skill, row.tools))
+            answer, supervised = row.messages[at]["content"], _last_supervised(piece, tokenizer)
+            prompts.append(Prompt(row.messages[:at], answer, row.skill, row.tools, supervised))
     return prompts
+
+
+def _last_supervised(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> Optional[str]:
+    """The text of the last run of supervised tokens, as an answer is decoded; None when it is cut."""
+    places = np.flatnonzero(row.labels != IGNORED)
+    if row.is_cut or not len(places):
+        return None
+    gaps = np.flatnonzero(np.diff(places) > 1)
+    first = places[gaps[-1] + 1] if len(gaps) else places[0]
+    return str(tokenizer.decode(row.input_ids[first : places[-1] + 1].tolist(), skip_special_tokens=True))
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def cached_report(
         return None
 
 
-PREPARATION_VERSION = 2  # raise it when the same input gives other rows, masks, packs or another report
+PREPARATION_VERSION = 3  # raise it when the same input gives other rows, masks, packs or another report
 # Fields that do not decide the prepared rows: labels, paths (their content is hashed) and the parts of a mixture.
 _NOT_SETTINGS = {"name", "verifiable_answers", "train_files", "validation_files", "test_files", "mixture", "demo"}
 

@@ -366,3 +366,32 @@ def check_packing(model: PreTrainedModel, collate: Collate) -> PackingProbe:
             "dataset.packing=none or another model.attn_implementation"
         )
     return probe
+
+
+def ignores_padding(model: PreTrainedModel) -> bool:
+    """Whether real tokens are the same with and without the mask of a right-padded batch: asked of the model.
+
+    Where attention is causal no real token ever looks at padding; recurrent and bidirectional layers, and positions
+    that are counted from the mask, may differ. A model that cannot be asked keeps its mask.
+    """
+    vocabulary, half = int(model.get_input_embeddings().weight.shape[0]), PADDED_TOKENS // 2
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (2, PADDED_TOKENS), generator=generator).to(model.device)
+    mask = torch.ones_like(ids)
+    mask[1, half:] = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            masked, plain = (
+                model(input_ids=ids, use_cache=False, **given).logits[mask.bool()].float()
+                for given in ({"attention_mask": mask}, {})
+            )
+    except Exception:  # noqa: BLE001 any model of any library: without the shortcut nothing is lost but time
+        return False
+    finally:
+        model.train(was_training)
+    return bool((masked - plain).abs().max() <= TOLERANCE * masked.abs().max())
+
+
+PADDED_TOKENS = 24  # of the batch that asks, of which half are padding in one of two rows

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_experiments.data.formats import Answer, Prompt
 from sft_experiments.data.prepare import PreparedData
@@ -100,14 +100,25 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
 @contextmanager
 def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; the training mode, the cache setting and random state come back."""
+    """Evaluation mode without gradients, and decoding by our settings alone; all of it is undone.
+
+    A model's own generation config would be merged in: a repetition penalty changes greedy answers too.
+    """
     was_training, used_cache = model.training, model.config.use_cache
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]  # of adapters: both
+    own = [holder.generation_config for holder in holders]
     model.eval()
     model.config.use_cache = True
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        yield
-    model.config.use_cache = used_cache
-    model.train(was_training)
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        for holder, config in zip(holders, own, strict=True):
+            holder.generation_config = config
+        model.config.use_cache = used_cache
+        model.train(was_training)
 
 
 def answer_validation(
@@ -141,7 +152,9 @@ def _nth(exact: Sequence[bool], index: int) -> bool | None:
 
 
 def is_exact(answer: str, prompt: Prompt) -> bool:
-    return answer.strip() == (prompt.reference or "").strip()
+    """Whether it is the reference, or what the loss has taught: templates put more around it (an empty thought)."""
+    right = {(text or "").strip() for text in (prompt.reference, prompt.supervised or prompt.reference)}
+    return answer.strip() in right
 
 
 def exact_match_metrics(prompts: Sequence[Prompt], exact: Sequence[bool]) -> dict[str, float]:

@@ -4,10 +4,17 @@ A chat row has labels on its answers; the logits of all other positions are neve
 the labelled rows, a few hundred at a time, and turns each block of logits into its gradient in place: the
 ``[tokens, vocabulary]`` matrix is never held, and nothing is computed twice in the backward pass.
 Equal to TRL's fused head to 1e-6 in loss and 1e-5 in gradients (tests/training/test_loss_head.py).
+
+Both take the output layer of the last hidden states for the whole way to the logits. Models that do more, or less, are
+known by asking: a random batch goes through the head and through the model's own forward, which is taken where they
+differ.
 """
 
 import functools
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +23,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PretrainedConfig, PreTrainedModel
 
+from sft_experiments.errors import first_line
 from sft_experiments.runs.plan_file import Choice
 
 LABELLED_ROWS = "labelled_rows"
 TRL_FUSED = "trl_fused"
+OWN_FORWARD = "own_forward"
 # Rows of logits held at a time. 256 costs within 10% of all rows at once on the CPU, in fp32 and bf16, for vocabularies
 # of 8k and 32k (benchmarks/loss_and_attention.py); it bounds the logits at 156 MiB for a vocabulary of 152k.
 ROWS_PER_BLOCK = 256
-# What a config may do to the logits after the output layer, and the value that means "nothing".
+# What a config may do to the logits after the output layer, and the value that means "nothing". All of it is known to
+# TRL's head. A probe would not always see it: a soft cap does nothing to the small logits of random weights.
 _LOGIT_CHANGES: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
     "logit_scale": (None, 1, 1.0),
@@ -90,6 +100,105 @@ def add_loss_head(model: PreTrainedModel) -> None:
         return LossSums(nats=nats, num_supervised=rows.sum(), num_correct=num_correct)
 
     model.forward = types.MethodType(forward, model)
+
+
+def loss_sums(model: nn.Module, inputs: dict[str, Any], head: str) -> LossSums:
+    """The sums of one batch with labels, by the head of that name."""
+    if head == LABELLED_ROWS:
+        return LossSums(*model(**inputs, loss_sums=True))  # DDP hands back a plain tuple
+    if head == TRL_FUSED:
+        return sums_from_fused(model(**inputs, fused_lm_head=True))
+    return sums_from_logits(model(**{key: value for key, value in inputs.items() if key != "labels"}), inputs["labels"])
+
+
+def sums_from_logits(outputs: Any, labels: Tensor) -> LossSums:
+    """The same sums from a model's own logits [batch, T, vocabulary], for labels [batch, T]."""
+    targets = labels[:, 1:]
+    rows = targets != -100
+    log_probs = outputs.logits[:, :-1][rows].float().log_softmax(-1)
+    own = log_probs.gather(1, targets[rows][:, None])
+    num_correct = (own == log_probs.detach().amax(-1, keepdim=True)).sum()
+    return LossSums(-own.sum(), rows.sum(), num_correct, getattr(outputs, "aux_loss", None))
+
+
+# Largest differences from the model's own forward, as shares of the loss and of the gradient. In fp32 they are sums in
+# another order; in bf16 logits are rounded to 8 bits of mantissa.
+EXACT, ROUNDED = (1e-5, 1e-3), (2e-2, 0.2)
+PROBED = (2, 24)  # rows and tokens of the random batch
+FEW_PARAMETERS = 8  # the smallest ones whose gradients are compared: they lie along the whole way
+
+
+def proven(model: PreTrainedModel, choice: Choice) -> Choice:
+    """The choice where it agrees with the model's own forward on a random batch, else the next one that does.
+
+    The model is to be where it computes, with its adapters. Its mode and the random state stay as they are.
+    """
+    with _probing(model):
+        inputs = _random_batch(model)
+        try:
+            own = _loss_and_gradient(model, inputs, OWN_FORWARD)
+        except Exception as error:  # noqa: BLE001 any model of any library: what cannot be asked is said, not judged
+            return replace(choice, reason=f"{choice.reason}; not proven, the model cannot be asked: {_told(error)}")
+        others = [TRL_FUSED] if choice.value == LABELLED_ROWS else []
+        faults: list[str] = []
+        for head in (choice.value, *others):
+            fault = _fault(model, inputs, head, own)
+            if fault is None:
+                return Choice(head, f"TRL's fused head: {faults[0]}" if faults else choice.reason)
+            faults.append(f"{head} {fault}")
+    return Choice(OWN_FORWARD, f"the model's own logits: {'; '.join(faults)}")
+
+
+def _fault(model: PreTrainedModel, inputs: dict[str, Any], head: str, own: tuple[Tensor, Tensor]) -> str | None:
+    """How a head differs from the model's own forward; None: it does not."""
+    half = next(model.parameters()).dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)
+    of_loss, of_gradient = ROUNDED if half else EXACT
+    try:
+        loss, gradient = _loss_and_gradient(model, inputs, head)
+    except Exception as error:  # noqa: BLE001 as above
+        return f"fails on it ({_told(error)})"
+    if not abs(loss - own[0]) <= of_loss * abs(own[0]):
+        return f"has a loss of {loss:.4g} where the model's own is {own[0]:.4g}"
+    if not (gradient - own[1]).norm() <= of_gradient * own[1].norm():
+        return "has other gradients than the model's own"
+    return None
+
+
+def _loss_and_gradient(model: PreTrainedModel, inputs: dict[str, Any], head: str) -> tuple[Tensor, Tensor]:
+    """Nats per token, and the gradient of some trainable parameters in one row (empty when none is reached)."""
+    sums = loss_sums(model, dict(inputs), head)
+    loss = sums.nats / sums.num_supervised
+    trained = sorted((one for one in model.parameters() if one.requires_grad), key=lambda one: one.numel())
+    few = trained[:FEW_PARAMETERS]
+    found = torch.autograd.grad(loss, few, allow_unused=True) if few else ()
+    rows = [one.flatten().float() for one in found if one is not None]
+    return loss.detach(), torch.cat(rows) if rows else loss.detach()[None]
+
+
+@contextmanager
+def _probing(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout; kernels that compute in half precision only get what they take."""
+    device, was_training = model.device.type, model.training
+    flash = str(getattr(model.config, "_attn_implementation", "")).startswith("flash")
+    model.eval()
+    try:
+        with torch.enable_grad(), torch.autocast(device, torch.bfloat16) if flash else nullcontext():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _random_batch(model: PreTrainedModel) -> dict[str, Any]:
+    """Tokens with every third label left out; no random state but its own."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.randint(0, vocabulary, PROBED, generator=torch.Generator().manual_seed(0)).to(model.device)
+    labels = ids.clone()
+    labels[:, ::3] = -100
+    return {"input_ids": ids, "labels": labels, "use_cache": False}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def sums_from_fused(outputs: Any) -> LossSums:

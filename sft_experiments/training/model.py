@@ -9,6 +9,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -202,6 +203,42 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if token is None:
         raise ModelError("the tokenizer has neither a pad token nor an end token; give model.tokenizer=... with one")
     tokenizer.pad_token = token
+
+
+def carry_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> list[str]:
+    """Let the model, wherever it is loaded, stop at the ids that answers end with; notes on what had to be mended.
+
+    A published generation config may hold what transformers refuses to save: it would end the run at its first
+    checkpoint. Of such a one what is for sampling only goes when it does not sample, and all of it when that is not it.
+    """
+    config = model.generation_config or GenerationConfig()
+    notes = []
+    if _refusal(config) is not None and not config.do_sample:
+        for name in OF_SAMPLING:
+            setattr(config, name, None)
+        notes.append("generation_config: sampling settings beside do_sample=false were left out")
+    if (refusal := _refusal(config)) is not None:
+        config = GenerationConfig(eos_token_id=config.eos_token_id, bos_token_id=config.bos_token_id)
+        notes = [f"generation_config: not a valid one, defaults took its place ({refusal})"]
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    known = {one for one in [*own, tokenizer.eos_token_id, *ends] if one is not None}
+    config.eos_token_id = sorted(known) if len(known) > 1 else next(iter(known), None)
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = config
+    return notes
+
+
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+def _refusal(config: GenerationConfig) -> str | None:
+    """Why transformers would not save it."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return first_line(error)
+    return None
 
 
 def check_loaded_model(model: Any, tokenizer: Any) -> list[str]:

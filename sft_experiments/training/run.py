@@ -43,6 +43,7 @@ from sft_experiments.training.callbacks import (
 from sft_experiments.training.generate import Together, answer_validation
 from sft_experiments.training.model import (
     architecture,
+    carry_generation_config,
     check_loaded_model,
     hollow_model,
     load_model,
@@ -117,6 +118,8 @@ def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the 
         run.learn(attention=attention)
         if this_rank() == 0:  # the others have the same weights, or none yet
             record.notes += check_loaded_model(model, tokenizer)
+        notes = carry_generation_config(model, tokenizer, data.report.end_of_turn_ids)
+        record.notes += notes if this_rank() == 0 else []
     with first_rank_first():  # it sets broken ones aside
         checkpoint, notes = newest_complete(run.folder.checkpoints)
     record.notes += notes
@@ -361,4 +364,6 @@ def save(trainer: ExperimentTrainer, tokenizer: PreTrainedTokenizerBase, folder:
     trainer.save_model(str(folder.model))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(folder.model)
+        if hasattr(model, "get_base_model"):  # an adapter's folder has no model of its own that would bring it
+            model.generation_config.save_pretrained(folder.model)
     wait_for_all()

@@ -23,18 +23,22 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.errors import ConfigError, DataError, SftError, TrainingFailed, first_line
 from sft_experiments.plan.arithmetic import SCHEDULES
+from sft_experiments.runs.plan_file import Choice
 from sft_experiments.runs.record import Phase, during
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import own_schedule
-from sft_experiments.training.loss_head import LABELLED_ROWS, LossSums, add_loss_head, choose_loss_head, sums_from_fused
-from sft_experiments.training.model import adapter_config, saved_buffers, train_adapters_in_fp32
-from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
-
-# Decoders for which a right-padded batch gives the same result with and without its attention mask (each one is
-# checked in tests/training/test_trainer.py): attention is causal, so no real token ever looks at padding.
-NEEDS_NO_PADDING_MASK = frozenset(
-    {"gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+from sft_experiments.training.attention import ignores_padding
+from sft_experiments.training.loss_head import (
+    LABELLED_ROWS,
+    LossSums,
+    add_loss_head,
+    choose_loss_head,
+    loss_sums,
+    proven,
 )
+from sft_experiments.training.model import adapter_config, saved_buffers, train_adapters_in_fp32
+from sft_experiments.training.process_group import of_first_rank
+from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 
 class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
@@ -60,10 +64,7 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_fsdp_enabled:
             self._shard_exactly(model)
-        self.loss_head = choose_loss_head(model, self.args.device.type, self._sharded)
-        if self.loss_head.value == LABELLED_ROWS:
-            add_loss_head(model)
-        self.drops_padding_mask = self._can_drop_padding_mask(model.config)
+        self.loss_head, self.drops_padding_mask = self._shortcuts(model)
         if self.args.packing and self.padding_free and self.accelerator.num_processes > 1:
             self.data_collator = WithRowStarts(self.data_collator)
         self._train_sums = self._zero_sums()
@@ -90,10 +91,27 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
             self.lr_scheduler: Any = self.own_schedule(constant.optimizer, warmup_steps, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _can_drop_padding_mask(self, config: Any) -> bool:
+    def _shortcuts(self, model: PreTrainedModel) -> tuple[Choice, bool]:
+        """The loss head, and whether padding needs no mask: what the model itself has been asked about.
+
+        Of ranks that share a model out, only the first has its weights.
+        """
+        if self._sharded and self.accelerator.num_processes > 1:
+            answer = self._asked(model) if self.is_world_process_zero() else None
+            found: tuple[Choice, bool] = of_first_rank(answer)
+            return found
+        return self._asked(model)
+
+    def _asked(self, model: PreTrainedModel) -> tuple[Choice, bool]:
+        choice = choose_loss_head(model, self.args.device.type, self._sharded)
+        if choice.value == LABELLED_ROWS:
+            add_loss_head(model)
+        return proven(model, choice), self._may_drop_padding_mask(model.config) and ignores_padding(model)
+
+    def _may_drop_padding_mask(self, config: Any) -> bool:
         right_padded = isinstance(self.data_collator, DataCollatorForLanguageModeling) and not self.padding_free
         attention = config._attn_implementation in {"sdpa", "eager", "sft_packed"}  # flash attention skips padding
-        return right_padded and attention and config.model_type in NEEDS_NO_PADDING_MASK and not self.aux_loss_enabled
+        return right_padded and attention and not self.aux_loss_enabled
 
     def _zero_sums(self) -> Tensor:
         """[nats, supervised tokens, correct tokens, non-padding tokens] on the device."""
@@ -133,11 +151,9 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def _loss_sums(self, model: nn.Module, inputs: dict[str, Any]) -> LossSums:
-        if self.loss_head.value == LABELLED_ROWS:
-            return LossSums(*model(**inputs, loss_sums=True))  # DDP hands back a plain tuple
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
-        return sums_from_fused(model(**inputs, fused_lm_head=True))
+        return loss_sums(model, inputs, self.loss_head.value)
 
     def _scaled_loss(self, sums: LossSums, num_items_in_batch: Tensor | int | None) -> Tensor:
         total = sums.num_supervised if num_items_in_batch is None else num_items_in_batch

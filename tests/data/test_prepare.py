@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,21 @@ def test_planning_imports_nothing_heavy():
 def test_few_rows_still_give_a_validation_row(prepare, write_jsonl):
     prepared = prepare(train_files=[write_jsonl(good_rows(4))], validation_fraction=0.001)
     assert (len(prepared.train), len(prepared.validation)) == (3, 1)
+
+
+THOUGHTFUL = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_prompt_knows_what_the_loss_sees_of_its_answer(prepare, write_jsonl, tokenizer):
+    rows = [chat("sort: 3 1", "1 3", "and 9 8", "8 9")]
+    plain = prepare(train_files=[write_jsonl(good_rows(4))], validation_files=[write_jsonl(rows, "v.jsonl")])
+    assert [prompt.supervised for prompt in plain.prompts] == ["8 9"]
+    thoughtful = deepcopy(tokenizer)
+    thoughtful.chat_template = THOUGHTFUL
+    files = {"train_files": [write_jsonl(good_rows(4))], "validation_files": [write_jsonl(rows, "v.jsonl")]}
+    (prompt,) = prepare(thoughtful, **files).prompts
+    assert prompt.reference == "8 9" and prompt.supervised == "<think>\n\n</think>\n\n8 9"

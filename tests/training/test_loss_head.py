@@ -10,11 +10,20 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from sft_experiments.runs.plan_file import Choice
 from sft_experiments.training import loss_head
 from sft_experiments.training import trainer as trainer_module
-from sft_experiments.training.loss_head import LABELLED_ROWS, TRL_FUSED, choose_loss_head, rows_loss
+from sft_experiments.training.loss_head import (
+    LABELLED_ROWS,
+    OWN_FORWARD,
+    TRL_FUSED,
+    add_loss_head,
+    choose_loss_head,
+    proven,
+    rows_loss,
+)
 from sft_experiments.training.trainer import ExperimentTrainer
 from tests.training.trainer_setup import make_trainer, small_config
 
@@ -202,3 +211,70 @@ def test_an_adapted_output_layer_keeps_the_head_of_trl(tiny_model: Build) -> Non
     model = get_peft_model(tiny_model(tie_word_embeddings=False), adapter).get_base_model()
     chosen = choose_loss_head(model, "cpu")
     assert chosen.value == TRL_FUSED and "not a plain Linear" in chosen.reason
+
+
+OTHER_HEADS = {
+    # A prediction head, or a shift, stands between the last hidden states and the output layer.
+    "modernbert-decoder": {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2},
+    "electra": {"is_decoder": True, "embedding_size": 16},
+    "roberta": {"is_decoder": True, "max_position_embeddings": 128},
+}
+
+
+@pytest.mark.parametrize("model_type", OTHER_HEADS)
+def test_a_model_that_does_more_than_its_output_layer_is_trained_by_its_own_forward(
+    model_type: str, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(small_config(model_type, **OTHER_HEADS[model_type]))
+    trainer = make_trainer(
+        ExperimentTrainer, model, tiny_rows(), tiny_tokenizer, tmp_path, eval_rows=tiny_rows(9, seed=5)
+    )
+    assert trainer.loss_head.value == OWN_FORWARD
+    assert "labelled_rows has a loss of" in trainer.loss_head.reason or "fails on it" in trainer.loss_head.reason
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    nats, count = 0.0, 0
+    model.eval()
+    for batch in trainer.get_eval_dataloader():
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            logits = model(**batch).logits[:, :-1].flatten(0, 1).float()
+        nats += float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum"))
+        count += int((labels[:, 1:] != -100).sum())
+    assert loss == pytest.approx(nats / count, rel=1e-5)
+
+
+def test_a_head_that_fails_on_a_model_gives_way_to_the_next(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    add_loss_head(model)
+    monkeypatch.setattr(loss_head, "rows_loss", lambda *_: 1 / 0)
+    choice = proven(model, choose_loss_head(model, "cpu"))
+    assert choice.value == TRL_FUSED and "labelled_rows fails on it (ZeroDivisionError" in choice.reason
+
+
+def test_other_gradients_are_seen_where_the_loss_is_equal(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    add_loss_head(model)
+    monkeypatch.setattr(loss_head, "rows_loss", lambda hidden, *rest: rows_loss(hidden.detach() + 0 * hidden, *rest))
+    choice = proven(model, choose_loss_head(model, "cpu"))
+    assert choice.value == OWN_FORWARD and "other gradients" in choice.reason
+
+
+def test_asking_changes_neither_the_mode_of_the_model_nor_the_random_state(tiny_model: Build) -> None:
+    model = tiny_model().train()
+    add_loss_head(model)
+    before = torch.get_rng_state()
+    assert proven(model, choose_loss_head(model, "cpu")).value == LABELLED_ROWS
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_that_cannot_be_asked_is_said_to_be_unproven(
+    tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    choice = choose_loss_head(model, "cpu")
+    monkeypatch.setattr(model, "forward", lambda **_: 1 / 0)
+    assert "not proven, the model cannot be asked: ZeroDivisionError" in proven(model, choice).reason

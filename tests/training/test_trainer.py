@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTTrainer
 
 from sft_experiments.errors import ConfigError, DataError, TrainingFailed
-from sft_experiments.training.trainer import NEEDS_NO_PADDING_MASK, ExperimentTrainer
-from tests.training.trainer_setup import make_trainer, small_config
+from sft_experiments.training.attention import ignores_padding
+from sft_experiments.training.trainer import ExperimentTrainer
+from tests.training.trainer_setup import CAUSAL, make_trainer, small_config
 
 Build = Callable[..., Any]
 
@@ -267,7 +268,7 @@ def test_a_non_finite_step_stops_the_run_before_it_reaches_weights_or_optimizer(
 # ---- padding mask
 
 
-@pytest.mark.parametrize("model_type", sorted(NEEDS_NO_PADDING_MASK))
+@pytest.mark.parametrize("model_type", CAUSAL)
 def test_right_padding_needs_no_attention_mask(
     model_type: str, tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -290,13 +291,18 @@ def test_right_padding_needs_no_attention_mask(
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
 
 
-def test_an_unknown_architecture_keeps_its_padding_mask(tiny_rows: Build, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    config = AutoConfig.for_model(
-        "bloom", hidden_size=32, n_layer=1, n_head=2, vocab_size=320, pad_token_id=0, eos_token_id=2
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    trainer = make_trainer(ExperimentTrainer, model, tiny_rows(), tiny_tokenizer, tmp_path)
-    assert not trainer.drops_padding_mask
+@pytest.mark.parametrize(("model_type", "expected"), [("bert", False), ("mamba", True), ("bloom", True)])
+def test_whether_padding_needs_its_mask_is_asked_of_the_model(model_type: str, expected: bool) -> None:
+    changes: dict[str, dict[str, Any]] = {"bert": {"is_decoder": False}, "bloom": {"n_head": 4, "n_layer": 2}}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(small_config(model_type, **changes.get(model_type, {})))
+    assert ignores_padding(model) is expected
+
+
+def test_a_model_that_cannot_be_asked_keeps_its_mask(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(model, "forward", lambda **_: 1 / 0)
+    assert not ignores_padding(model)
 
 
 @pytest.mark.parametrize("changes", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])

@@ -33,6 +33,10 @@ def make_trainer(
     )
 
 
+# Whose attention is causal, in layers that sdpa and sft_packed compute.
+CAUSAL = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+
+
 def small_config(model_type: str, **changes: Any) -> Any:
     """Two narrow layers of the named architecture with grouped query heads."""
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 320, "head_dim": 8}
