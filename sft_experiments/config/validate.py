@@ -362,7 +362,7 @@ def _in_the_way(name: str, flat: dict[str, Any]) -> Optional[tuple[With, str]]:
         other, values, instead = key.only_with
         allowed = "null" if values == ("None",) else " or ".join(values)
         return key.only_with, f"; it is read with {other}={allowed}" + (f" ({instead})" if instead else "")
-    idle = key.idles(flat)
+    idle = key.idles(flat) if flat.get(name) else None  # 0, null and nothing are what happens
     return (idle, f"; {idle.instead}" if idle.instead else "") if idle else None
 
 

@@ -64,6 +64,12 @@ def test_what_is_typed_and_would_change_nothing_is_refused(here: Path, settings:
     assert IDLE[settings] in str(refusal.value) and len(str(refusal.value).splitlines()) == 1
 
 
+def test_what_is_typed_and_is_so_anyway_passes(here: Path) -> None:
+    planned("scheduler=constant", "scheduler.warmup_ratio=0")
+    files = ["dataset=messages", "dataset.train_files=[rows.jsonl]", "dataset.validation_files=[rows.jsonl]"]
+    planned(*files, "dataset.validation_fraction=0", "generation.exact_match_rows=0")
+
+
 def test_a_sweep_in_which_some_cell_reads_the_key_takes_it(here: Path) -> None:
     assert run("plan", ["scheduler=constant,cosine", "scheduler.warmup_ratio=0.2", "--json"]) == 0
     with pytest.raises(ConfigError, match="nothing reads it with"):
