@@ -232,7 +232,9 @@ def summary(found: list[Outcome], grid_tokens: int, best: float) -> dict[str, An
 
 def confirm(home: Path, seed: int) -> dict[str, Any]:
     """A real sweep with asha, its tokens from its records, beside the replay of one trial at a time."""
-    folders = sweep(home, f"train.seed={seed}", f"name=asha-{seed}", "sweep=asha")
+    apart = home / "confirmed"  # below the same outputs/ it would find the grid's trials complete
+    apart.mkdir(exist_ok=True)
+    folders = sweep(apart, f"train.seed={seed}", f"name=asha-{seed}", "sweep=asha")
     records = [read_record(folder) for folder in folders]
     curves = {curve.cell: curve for curve in map(read_curve, sweep(home, f"train.seed={seed}", f"name=grid-{seed}"))}
     predicted = ours(*OURS["ours, asha"], slots=1)(curves, orders_of(curves, seed)[0])
