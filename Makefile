@@ -73,6 +73,10 @@ bench: $(READY) ## measure against what one would run instead: an hour and a hal
 bench-gpu: $(READY) ## the same for a GPU, in nine minutes
 	$(BIN)/python -m benchmarks.gpu_suite $(BENCH)
 
+.PHONY: zoo
+zoo: $(READY) ## build every causal architecture of transformers small: loss head, padding, packing (docs/models.md)
+	$(BIN)/python -m benchmarks.zoo $(ZOO)
+
 .PHONY: check
 check: $(READY) ## lint, format check, types
 	$(BIN)/ruff check .

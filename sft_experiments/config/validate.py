@@ -92,10 +92,34 @@ def _training(config: Config) -> Iterator[str]:
     scheduler, train = config.scheduler, config.train
     if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
         yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
+    if scheduler.name == "polynomial" and scheduler.kwargs.get("lr_end", 1e-7) >= train.learning_rate:
+        end, rate = format_value(scheduler.kwargs["lr_end"]), format_value(train.learning_rate)
+        yield f"scheduler.kwargs.lr_end={end} must be below train.learning_rate={rate}"
     if train.early_stopping_patience is not None and not train.load_best_model_at_end:
         yield "train.early_stopping_patience needs train.load_best_model_at_end=true"
-    if "8bit" in train.optim and not installed("bitsandbytes"):
-        yield f"train.optim={train.optim} needs bitsandbytes: pip install 'sft-experiments[quant]'"
+    if (needed := package_of(train.optim)) and not installed(needed[0]):
+        yield f"train.optim={train.optim} needs {needed[0]}, which is not installed: pip install {needed[1]}"
+
+
+# Parts of an optimizer's name -> the module that it needs, and what installs it; the first that fits counts.
+OPTIMIZER_PACKAGES = {
+    r"^adamw_torch_(4|8)bit$": ("torchao", "torchao"),
+    r"^adamw_torch_xla$": ("torch_xla", "torch_xla"),
+    r"^adamw_torch_npu": ("torch_npu", "torch_npu"),
+    r"^adamw_anyprecision$": ("torchdistx", "torchdistx"),
+    r"^galore_": ("galore_torch", "galore-torch"),
+    r"^apollo_": ("apollo_torch", "apollo-torch"),
+    r"lomo$": ("lomo_optim", "lomo-optim"),
+    r"^grokadamw$": ("grokadamw", "grokadamw"),
+    r"^schedule_free_": ("schedulefree", "schedulefree"),
+    r"^stable_adamw$": ("optimi", "torch-optimi"),
+    r"8bit|32bit|bnb|^ademamix": ("bitsandbytes", "'sft-experiments[quant]'"),
+}
+
+
+def package_of(optim: str) -> Optional[tuple[str, str]]:
+    """The module that an optimizer of transformers needs beside torch, and what installs it; None: nothing."""
+    return next((needed for part, needed in OPTIMIZER_PACKAGES.items() if re.search(part, optim)), None)
 
 
 def _adapter(config: Config) -> Iterator[str]:
@@ -226,8 +250,36 @@ def check_upstream_names(optim: str, scheduler: SchedulerConfig) -> Iterator[str
     for key, (value, allowed) in named.items():
         if value not in allowed:
             yield f"{key}={value}: no such name{nearest(value, list(allowed))}; allowed: {', '.join(allowed)}"
-    if scheduler.name in SCHEDULES and (mistake := schedule_fault(scheduler)):
-        yield mistake
+    if scheduler.name in SCHEDULES:
+        yield from filter(None, [schedule_fault(scheduler)])
+    elif (arguments := schedule_arguments().get(scheduler.name)) is not None:
+        for name in sorted({*scheduler.kwargs} - {*arguments}):
+            takes = f"it takes {', '.join(arguments)}" if arguments else "it takes none"
+            yield f"scheduler.kwargs.{name}: the schedule {scheduler.name} has no such argument; {takes}"
+
+
+@lru_cache
+def schedule_arguments() -> dict[str, tuple[str, ...]]:
+    """What ``scheduler.kwargs`` may hold for each schedule of the installed transformers, read from its source."""
+    text = _source("transformers", "optimization.py").read_text(encoding="utf-8")
+    signatures = dict(re.findall(r"^def (get_\w+)\((.*?)\)[^)\n]*:$", text, re.MULTILINE | re.DOTALL))
+    functions = dict(re.findall(r"^    SchedulerType\.(\w+): (get_\w+)", text, re.MULTILINE))
+    found = {}
+    for statement in _class_body(_source("transformers", "trainer_utils.py"), "SchedulerType"):
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+            function = functions.get(ast.unparse(statement.targets[0]))
+            if function in signatures:
+                name = str(statement.value.value)
+                found[name] = _own_arguments(signatures[function]) + (("decay_ratio",) if "decay" in name else ())
+    return found
+
+
+def _own_arguments(signature: str) -> tuple[str, ...]:
+    """Of a schedule: those that the trainer does not give itself."""
+    (function,) = ast.parse(f"def schedule({signature}): ...").body
+    assert isinstance(function, ast.FunctionDef)
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    return tuple(one.arg for one in function.args.args if one.arg not in given)
 
 
 def check_extra(extra: dict[str, Any]) -> Iterator[str]:

@@ -6,9 +6,10 @@ import pytest
 
 from sft_experiments.commands import run
 from sft_experiments.config.hydra import composed
-from sft_experiments.config.validate import upstream_choices
+from sft_experiments.config.validate import package_of, upstream_choices
 from sft_experiments.errors import ConfigError
 from sft_experiments.launch.trial import Trial, plan_run
+from sft_experiments.plan.machine import installed
 from sft_experiments.schema import WITHOUT_EPSILON, WITHOUT_MOMENTS
 
 # Typed -> what is said of it.
@@ -117,7 +118,8 @@ def test_the_range_of_the_size_class_of_any_model_can_be_searched(here: Path) ->
 
 
 @pytest.mark.slow
-def test_the_optimizers_without_the_settings_of_adam_are_those_to_which_transformers_does_not_hand_them() -> None:
+def test_what_is_said_of_optimizers_is_what_transformers_does() -> None:
+    """Which of them need a package, and to which the settings of Adam are not handed."""
     import torch
     from transformers import Trainer, TrainingArguments
 
@@ -127,10 +129,14 @@ def test_the_optimizers_without_the_settings_of_adam_are_those_to_which_transfor
 
     judged = 0
     for optim in upstream_choices("training_args.py", "OptimizerNames"):
+        needed = package_of(optim)
+        is_here = needed is None or installed(needed[0])
         try:
             plain = handed(optim)
-        except (ImportError, ValueError):
-            continue  # what it needs is not installed here
+        except (ImportError, ValueError) as error:
+            assert not is_here, f"{optim}: {error}"
+            continue
+        assert is_here, f"{optim} works without {needed}"
         judged += 1
         assert (handed(optim, adam_beta1=0.5) == plain) is (optim in WITHOUT_MOMENTS), optim
         assert (handed(optim, adam_epsilon=1e-3) == plain) is (optim in WITHOUT_EPSILON), optim

@@ -13,6 +13,13 @@ CONTRADICTIONS = {
     "dataset.max_length": ["dataset.packing=bfd", "dataset.max_length=1"],
     "scheduler.warmup_steps=50 is more than": ["scheduler.warmup_steps=50", "train.max_steps=20"],
     "no validation data": [*FILES, "dataset.validation_fraction=0"],
+    "scheduler.kwargs.lr_end=1e-3 must be below train.learning_rate=5e-4": [
+        *("scheduler=polynomial", "scheduler.kwargs.lr_end=1e-3", "train.learning_rate=5e-4"),
+    ],
+    "scheduler.kwargs.num_cycels: the schedule cosine has no such argument; it takes num_cycles": [
+        "+scheduler.kwargs.num_cycels=2"
+    ],
+    "the schedule constant has no such argument; it takes none": ["scheduler=constant", "+scheduler.kwargs.power=2"],
     "train.eval_steps=2.5": ["train.eval_steps=2.5"],
     "train.logging_steps=0": ["train.logging_steps=0"],
     "train.early_stopping_patience needs": ["train.early_stopping_patience=2", "train.load_best_model_at_end=false"],
