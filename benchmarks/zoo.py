@@ -125,6 +125,8 @@ def packing(plain: PreTrainedModel) -> str:
         model = build(plain.config.model_type, chosen)
         collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
         return "refused by its probe" if probe_packing(model, collate).leaks else chosen
+    except KeyError:  # it takes no attention but its own: training/run.py
+        return "refused"
     except Exception as error:  # noqa: BLE001 as above
         return f"fails ({type(error).__name__})"
 

@@ -361,9 +361,9 @@ def check_packing(model: PreTrainedModel, collate: Collate) -> PackingProbe:
     if probe.leaks:
         attention = model.config._attn_implementation
         raise ModelError(
-            f"dataset.packing=bfd: with {type(model).__name__} and attention {attention!r} a packed document sees the "
-            f"one before it (logits move by {probe.max_change:.3g} of {probe.largest_logit:.3g}); set "
-            "dataset.packing=none or another model.attn_implementation"
+            f"{type(model).__name__} with attention {attention!r}: a document sees the one before it in a pack, and "
+            f"in a batch without padding (logits move by {probe.max_change:.3g} of {probe.largest_logit:.3g}); set "
+            "dataset.packing=none and model.attn_implementation=sdpa"
         )
     return probe
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.data.prepare import PreparedData, prepare_data, print_summary
 from sft_experiments.data.store import default_cache_dir
-from sft_experiments.errors import DataError, TrainingFailed
+from sft_experiments.errors import ConfigError, DataError, TrainingFailed
 from sft_experiments.files import write_json_atomically
 from sft_experiments.models.shape import peak_flops, training_flops_per_token
 from sft_experiments.monitor.measure import measured
@@ -28,7 +29,7 @@ from sft_experiments.runs.plan_file import TO_THE_END, Choice, Plan, StepPlan, w
 from sft_experiments.runs.record import Phase, Record, during
 from sft_experiments.schema import Config, PeftMethod
 from sft_experiments.training.arguments import planned_learning_rates, training_arguments
-from sft_experiments.training.attention import choose_attention
+from sft_experiments.training.attention import PACKED, choose_attention, probe_packing
 from sft_experiments.training.callbacks import (
     CheckPacking,
     EvaluateAndSave,
@@ -130,7 +131,7 @@ def train_in_folder(run: Run, stop: StopOnSignal) -> None:  # noqa: PLR0915 the 
             watching = callbacks(run, monitor, stop)
             trainer = trainer_of(run, model, tokenizer, data, watching, resumes=checkpoint is not None)
             answer_at_evaluations(run, trainer, tokenizer, data, monitor)
-            if trainer.args.packing:
+            if trainer.args.packing or trainer.padding_free:  # rows without padding are a pack too
                 trainer.add_callback(CheckPacking(trainer.data_collator))
         if checkpoint:
             print(f"goes on from step {resumed_step} of {run.steps.total_steps} ({checkpoint.name})")
@@ -195,7 +196,34 @@ def load(
     )
     if config.compute.fsdp and num_ranks() > 1:
         return load_once(config, plan, tokenizer, attention.value), attention
-    return load_model(config, tokenizer, plan.precision.value, attention.value), attention
+    if attention.value != PACKED:
+        return load_model(config, tokenizer, plan.precision.value, attention.value), attention
+    model, fault = load_packed(config, plan, tokenizer)
+    if model is not None:
+        return model, attention
+    if packs or config.model.attn_implementation == PACKED:
+        advice = "set dataset.packing=none and model.attn_implementation=sdpa"
+        raise ConfigError(f"model.attn_implementation={PACKED}: {fault}; {advice}")
+    padded = Choice("sdpa", f"padded batches: {fault}")
+    return load_model(config, tokenizer, plan.precision.value, padded.value), padded
+
+
+def load_packed(
+    config: Config, plan: Plan, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Optional[PreTrainedModel], str]:
+    """The model with our attention, or why it cannot have it: found by asking, for models that compute their own.
+
+    On a GPU rows are proven apart where the model is then, before the first step, and a fault ends the run.
+    """
+    try:
+        model = load_model(config, tokenizer, plan.precision.value, PACKED)
+    except KeyError:  # its layers are looked up by the name of their attention
+        return None, "the model takes no attention but its own"
+    collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=True)
+    with suppress(Exception):  # what cannot be asked here is asked before the first step, in the state that trains
+        if plan.device.value == "cpu" and probe_packing(model, collate).leaks:
+            return None, "in batches without padding, rows of this model would see each other"
+    return model, ""
 
 
 def load_once(config: Config, plan: Plan, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:

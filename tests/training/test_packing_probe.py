@@ -1,5 +1,7 @@
 """The probe must see a leak wherever there is one, and none where there is none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -14,6 +16,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_experiments.commands import main
 from sft_experiments.errors import ModelError
+from sft_experiments.runs.folder import find_run_folders
+from sft_experiments.runs.plan_file import read_plan
 from sft_experiments.training.attention import PACKED, check_packing, packed_attention, probe_packing
 
 collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
@@ -98,3 +102,26 @@ def test_the_probe_leaves_no_trace():
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+OF_THEIR_OWN = {
+    "falcon": "the model takes no attention but its own",
+    "doge": "rows of this model would see each other",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", OF_THEIR_OWN)
+def test_a_model_that_cannot_have_our_attention_is_trained_in_padded_batches(
+    model_type: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = [f"model.config.model_type={model_type}", "~model.config.initializer_range"]
+    small = ["dataset.demo.num_train=40", "dataset.demo.num_validation=8", "train.max_steps=1", "logger=none"]
+    rest = ["compute=cpu", "compute.isolate=false", "generation.num_samples=0", "generation.exact_match_rows=0"]
+    assert main(["train", *small, *rest, *shape]) == 0
+    (folder,) = find_run_folders(tmp_path)
+    attention = read_plan(folder).attention
+    assert attention is not None and attention.value == "sdpa"
+    assert OF_THEIR_OWN[model_type] in attention.reason
+    assert main(["train", *small, *rest, *shape, "dataset.packing=bfd"]) == 2
