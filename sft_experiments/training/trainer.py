@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -37,7 +38,6 @@ from sft_experiments.training.loss_head import (
     proven,
 )
 from sft_experiments.training.model import adapter_config, saved_buffers, train_adapters_in_fp32
-from sft_experiments.training.process_group import of_first_rank
 from sft_experiments.training.repeated_rows import ROW_STARTS, WithRowStarts, unlabel_repeated_rows
 
 
@@ -97,8 +97,8 @@ class ExperimentTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         Of ranks that share a model out, only the first has its weights.
         """
         if self._sharded and self.accelerator.num_processes > 1:
-            answer = self._asked(model) if self.is_world_process_zero() else None
-            found: tuple[Choice, bool] = of_first_rank(answer)
+            answers = [self._asked(model) if self.is_world_process_zero() else None]
+            found: tuple[Choice, bool] = broadcast_object_list(answers)[0]
             return found
         return self._asked(model)
 

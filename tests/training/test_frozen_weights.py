@@ -161,7 +161,7 @@ def train_here(tmp_path: Path, sft_environment: dict[str, str], monkeypatch: pyt
     monkeypatch.setenv("SFT_CACHE_DIR", sft_environment["SFT_CACHE_DIR"])
 
     def train(name: str, *overrides: str, until: float | None = None) -> RunFolder:
-        trial = planned(*FEW_ROWS, f"output_dir={tmp_path}", f"name={name}", *overrides)
+        trial = planned(*FEW_ROWS, f"output_dir={tmp_path / name}", f"name={name}", *overrides)
         replace(trial, plan=replace(trial.plan, stop_at=until)).write()
         assert run(trial.folder) == 0
         return trial.folder
