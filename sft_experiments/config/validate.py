@@ -92,9 +92,10 @@ def _training(config: Config) -> Iterator[str]:
     scheduler, train = config.scheduler, config.train
     if train.max_steps is not None and scheduler.warmup_steps is not None and scheduler.warmup_steps > train.max_steps:
         yield f"scheduler.warmup_steps={scheduler.warmup_steps} is more than train.max_steps={train.max_steps}"
-    if scheduler.name == "polynomial" and scheduler.kwargs.get("lr_end", 1e-7) >= train.learning_rate:
-        end, rate = format_value(scheduler.kwargs["lr_end"]), format_value(train.learning_rate)
-        yield f"scheduler.kwargs.lr_end={end} must be below train.learning_rate={rate}"
+    end = scheduler.kwargs.get("lr_end", 1e-7) if scheduler.name == "polynomial" else 0  # transformers' default
+    if not isinstance(end, (int, float)) or end >= train.learning_rate:
+        rate = format_value(train.learning_rate)
+        yield f"scheduler.kwargs.lr_end={format_value(end)} must be a number below train.learning_rate={rate}"
     if train.early_stopping_patience is not None and not train.load_best_model_at_end:
         yield "train.early_stopping_patience needs train.load_best_model_at_end=true"
     if (needed := package_of(train.optim)) and not installed(needed[0]):

@@ -13,7 +13,11 @@ CONTRADICTIONS = {
     "dataset.max_length": ["dataset.packing=bfd", "dataset.max_length=1"],
     "scheduler.warmup_steps=50 is more than": ["scheduler.warmup_steps=50", "train.max_steps=20"],
     "no validation data": [*FILES, "dataset.validation_fraction=0"],
-    "scheduler.kwargs.lr_end=1e-3 must be below train.learning_rate=5e-4": [
+    "scheduler.kwargs.lr_end=low must be a number": ["scheduler=polynomial", "scheduler.kwargs.lr_end=low"],
+    "scheduler.kwargs.lr_end=1e-7 must be a number below train.learning_rate=1e-8": [
+        *("scheduler=polynomial", "~scheduler.kwargs.lr_end", "train.learning_rate=1e-8"),
+    ],
+    "scheduler.kwargs.lr_end=1e-3 must be a number below train.learning_rate=5e-4": [
         *("scheduler=polynomial", "scheduler.kwargs.lr_end=1e-3", "train.learning_rate=5e-4"),
     ],
     "scheduler.kwargs.num_cycels: the schedule cosine has no such argument; it takes num_cycles": [
